@@ -1,0 +1,122 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"golang.org/x/sys/unix"
+
+	"github.com/gitopsd/gitopsd/cluster/worker"
+)
+
+const mountPrefix = "mount-"
+
+// withMounted mounts a root file system for the time of fn, below the state directory.
+func (r *Runtime) withMounted(mounts []mount.Mount, fn func(root string) error) (err error) {
+	dir, err := os.MkdirTemp(r.o.StateDir, mountPrefix)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if undo := unmount(dir); err == nil {
+			err = undo
+		}
+	}()
+	if err := mount.All(mounts, dir); err != nil {
+		return fmt.Errorf("mount a root file system: %w", err)
+	}
+	return fn(dir)
+}
+
+// unmount takes the mount and its directory away.
+func unmount(dir string) error {
+	if err := mount.UnmountAll(dir, unix.UMOUNT_NOFOLLOW); err != nil {
+		// Somebody looks into it: out of sight now, gone when they leave.
+		if err := mount.UnmountAll(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// withImage mounts an image's files, read-only, for the time of fn.
+func (r *Runtime) withImage(ctx context.Context, chain string, fn func(root string) error) (err error) {
+	sn := r.client.SnapshotService(r.o.Snapshotter)
+	key := viewPrefix + randomID()
+	mounts, err := sn.View(ctx, key, chain, snapshots.WithLabels(map[string]string{gcRootLabel: "now"}))
+	if err != nil {
+		return wrap(err, "look into an image")
+	}
+	defer func() {
+		ctx, cancel := cleanup(ctx)
+		defer cancel()
+		if undo := sn.Remove(ctx, key); err == nil && undo != nil {
+			err = wrap(undo, "remove a view of an image")
+		}
+	}()
+	return r.withMounted(mounts, fn)
+}
+
+// prepareFiles does what must be done with the container's files before runc sees them: volumes are filled from the image, and a directory
+// below a tmpfs gets the mode that the tmpfs asks for, because runc before 1.2 gives the tmpfs the directory's mode.
+func (r *Runtime) prepareFiles(spec *worker.ContainerSpec, rootfs []mount.Mount) error {
+	var work []func(root string) error
+	for _, m := range spec.Mounts {
+		if m.CopyUp {
+			empty, err := needsCopy(m.Source)
+			if err != nil {
+				return fmt.Errorf("look into volume %s: %w", m.Source, err)
+			}
+			if empty {
+				work = append(work, func(root string) error { return copyUp(root, m.Target, m.Source) })
+			}
+		}
+		if mode, ok := tmpfsMode(m.Options); ok && m.Type == "tmpfs" {
+			work = append(work, func(root string) error { return setMode(root, m.Target, mode) })
+		}
+	}
+	if len(work) == 0 {
+		return nil
+	}
+	return r.withMounted(rootfs, func(root string) error {
+		for _, do := range work {
+			if err := do(root); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// setMode changes the mode of a directory of a container that does not run yet. A directory that is not there stays so.
+func setMode(root, dir string, mode uint32) error {
+	p, err := securejoin.SecureJoin(root, dir)
+	if err != nil {
+		return err
+	}
+	info, err := os.Lstat(p)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() || unixMode(info) == mode {
+		return nil
+	}
+	return unix.Chmod(p, mode)
+}
+
+func unixMode(info fs.FileInfo) uint32 {
+	return info.Sys().(*syscall.Stat_t).Mode & 0o7777
+}

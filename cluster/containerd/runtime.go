@@ -1,0 +1,473 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/contrib/apparmor"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/typeurl/v2"
+	"github.com/sirupsen/logrus"
+
+	"github.com/gitopsd/gitopsd/cluster/worker"
+)
+
+// Options say which containerd to use and how. Zero fields mean the defaults.
+type Options struct {
+	Address string // containerd's socket, an absolute path; default /run/containerd/containerd.sock
+	// Namespace of containerd that holds all that we make; default "gitopsd". It must be unique among the agents of a machine, even if they
+	// use different containerds: runc keeps its state below the namespace's name.
+	Namespace string
+	// CgroupParent is the cgroup below which containers live that name none themselves; default "/" and the namespace. RemoveAll removes it.
+	CgroupParent  string
+	Snapshotter   string // default overlayfs
+	RuntimeBinary string // runc's path or name; default: what containerd finds
+	StateDir      string // for what is gone after a reboot; default /run/gitopsd and the namespace
+	KeeperPath    string // absolute path of the static gitops-keeper binary; default: beside the running program
+	// CredentialFiles are files in the form of docker's config.json, first match wins. They are read at each use.
+	CredentialFiles []string
+	// PlainHTTP names registries (host or host:port) that speak HTTP without TLS. Those on a loopback address always may.
+	PlainHTTP []string
+	// Pulls is how many images are pulled at once; default 3.
+	Pulls  int
+	Logger *slog.Logger // default: nothing is logged
+}
+
+func (o Options) withDefaults() (Options, error) {
+	o.Address = firstOf(o.Address, "/run/containerd/containerd.sock")
+	o.Namespace = firstOf(o.Namespace, "gitopsd")
+	o.CgroupParent = firstOf(o.CgroupParent, "/"+o.Namespace)
+	o.Snapshotter = firstOf(o.Snapshotter, "overlayfs")
+	o.StateDir = firstOf(o.StateDir, filepath.Join("/run/gitopsd", o.Namespace))
+	if o.Pulls <= 0 {
+		o.Pulls = 3
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.KeeperPath == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return o, fmt.Errorf("find gitops-keeper beside this program: %w", err)
+		}
+		o.KeeperPath = filepath.Join(filepath.Dir(self), "gitops-keeper")
+	}
+	for _, p := range []string{o.Address, o.StateDir, o.KeeperPath, o.CgroupParent} {
+		if !filepath.IsAbs(p) {
+			return o, fmt.Errorf("path %s must be absolute", p)
+		}
+	}
+	if info, err := os.Stat(o.KeeperPath); err != nil || info.Mode()&0o111 == 0 {
+		return o, fmt.Errorf("%s is not an executable file: install gitops-keeper there or say where it is", o.KeeperPath)
+	}
+	return o, nil
+}
+
+// Runtime is a connection to containerd. It implements [worker.Runtime], [worker.Images] and [worker.Inspector], and it is safe for concurrent use.
+type Runtime struct {
+	o       Options
+	client  *client.Client
+	host    host
+	creds   *credentials
+	pulls   chan struct{}
+	flights flights
+
+	mu     sync.Mutex
+	images map[imageKey]*imageFacts
+}
+
+var (
+	_ worker.Runtime   = (*Runtime)(nil)
+	_ worker.Images    = (*Runtime)(nil)
+	_ worker.Inspector = (*Runtime)(nil)
+)
+
+// cleanupTime bounds what is done after a failure or at the end of a call whose context is over.
+const cleanupTime = 20 * time.Second
+
+// Open connects to containerd and makes our namespace in it. It fails where containerd does not answer; later, the connection comes back by
+// itself after a restart of containerd. Nothing runs in the background.
+func Open(ctx context.Context, o Options) (*Runtime, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(o.Address, client.WithDefaultNamespace(o.Namespace), client.WithTimeout(3*time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd at %s: %w", o.Address, err)
+	}
+	r := &Runtime{o: o, client: c, creds: &credentials{files: o.CredentialFiles}, pulls: make(chan struct{}, o.Pulls),
+		images: map[imageKey]*imageFacts{}}
+	if err := r.open(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Runtime) open(ctx context.Context) error {
+	if _, err := os.Stat(r.o.Address); errors.Is(err, fs.ErrNotExist) {
+		return withKind(worker.ErrUnavailable, "connect to containerd: there is no socket %s: is containerd installed and running?", r.o.Address)
+	}
+	ctx = r.in(ctx)
+	v, err := r.client.Version(ctx)
+	if err != nil {
+		return wrap(err, "connect to containerd at %s", r.o.Address)
+	}
+	if err := r.client.NamespaceService().Create(ctx, r.o.Namespace, map[string]string{managedLabel: "true"}); err != nil && !errdefs.IsAlreadyExists(err) {
+		return wrap(err, "make containerd namespace %s", r.o.Namespace)
+	}
+	if err := os.MkdirAll(r.o.StateDir, 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	r.host = host{unified: unified(), swap: swapLimits(), openFiles: openFiles(), keeper: r.o.KeeperPath, apparmor: r.loadAppArmor()}
+	if err := r.sweep(ctx); err != nil {
+		return err
+	}
+	r.o.Logger.Info("connected to containerd", "address", r.o.Address, "version", v.Version, "namespace", r.o.Namespace)
+	return nil
+}
+
+// Close ends the connection. Containers run on.
+func (r *Runtime) Close() error { return r.client.Close() }
+
+// Labels and names that mark what is ours in containerd.
+const (
+	managedLabel  = "gitopsd/managed"
+	internalLabel = "gitopsd.runtime/" // labels with this prefix are this package's own and are not shown
+	imageLabel    = internalLabel + "image"
+	digestLabel   = internalLabel + "digest"
+	cgroupLabel   = internalLabel + "cgroup"
+	commandLabel  = internalLabel + "command"
+	gcRootLabel   = "containerd.io/gc.root" // containerd collects nothing that has it
+	viewPrefix    = "gitopsd-view-"
+	runtimeName   = "io.containerd.runc.v2"
+)
+
+// in is ctx for calls in our namespace. The client's library logs by itself what it also returns as errors: it is made silent.
+func (r *Runtime) in(ctx context.Context) context.Context {
+	return log.WithLogger(namespaces.WithNamespace(ctx, r.o.Namespace), silent)
+}
+
+var silent = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}, Level: logrus.PanicLevel})
+
+// cleanup is a context for what must be done although ctx may be over.
+func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+}
+
+// appArmorProfile is the name under which the default profile is loaded.
+const appArmorProfile = "gitopsd-default"
+
+// loadAppArmor loads the default profile where the kernel has AppArmor and names it. A kernel without AppArmor has none; neither has a
+// machine without its parser, which is logged.
+func (r *Runtime) loadAppArmor() string {
+	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	if err != nil || !strings.HasPrefix(string(on), "Y") {
+		return ""
+	}
+	if _, err := exec.LookPath("apparmor_parser"); err != nil {
+		r.o.Logger.Warn("containers run without an AppArmor profile: apparmor_parser is not installed")
+		return ""
+	}
+	if err := apparmor.LoadDefaultProfile(appArmorProfile); err != nil {
+		r.o.Logger.Warn("containers run without an AppArmor profile", "error", err)
+		return ""
+	}
+	return appArmorProfile
+}
+
+// sweep removes what an agent that was killed in the middle of its work left behind: views of images.
+func (r *Runtime) sweep(ctx context.Context) error {
+	sn := r.client.SnapshotService(r.o.Snapshotter)
+	var stale []string
+	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if strings.HasPrefix(info.Name, viewPrefix) {
+			stale = append(stale, info.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return wrap(err, "list the snapshots of %s", r.o.Snapshotter)
+	}
+	if left, err := filepath.Glob(filepath.Join(r.o.StateDir, mountPrefix+"*")); err == nil {
+		for _, dir := range left {
+			unmount(dir)
+		}
+	}
+	for _, name := range stale {
+		if err := sn.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
+			return wrap(err, "remove snapshot %s", name)
+		}
+	}
+	return nil
+}
+
+// List implements [worker.Runtime]. It costs two calls to containerd, however many containers there are, and reads the limits from the
+// kernel. A container whose process was lost with the machine's last boot is Exited with code 255.
+func (r *Runtime) List(ctx context.Context) ([]worker.Container, error) {
+	ctx = r.in(ctx)
+	records, err := r.client.ContainerService().List(ctx, `labels."`+managedLabel+`"==true`)
+	if err != nil {
+		return nil, wrap(err, "list containers")
+	}
+	running, err := r.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return nil, wrap(err, "list tasks")
+	}
+	byID := make(map[string]*tasktypes.Process, len(running.Tasks))
+	for _, t := range running.Tasks {
+		byID[t.ID] = t
+	}
+	out := make([]worker.Container, 0, len(records))
+	for _, rec := range records {
+		out = append(out, r.container(rec, byID[rec.ID]))
+	}
+	return out, nil
+}
+
+func (r *Runtime) container(rec containers.Container, t *tasktypes.Process) worker.Container {
+	c := worker.Container{ID: rec.ID, Image: rec.Labels[imageLabel], Digest: rec.Labels[digestLabel], Labels: userLabels(rec.Labels)}
+	c.StartedAt = r.startedAt(rec.ID)
+	if t == nil {
+		c.Phase, c.ExitCode, c.ExitedAt = worker.Exited, client.UnknownExitStatus, rec.UpdatedAt
+		if c.StartedAt.After(c.ExitedAt) {
+			c.ExitedAt = c.StartedAt
+		}
+		return c
+	}
+	c.PID = int(t.Pid)
+	switch t.Status {
+	case tasktypes.Status_CREATED:
+		c.Phase, c.StartedAt = worker.Created, time.Time{}
+	case tasktypes.Status_PAUSED, tasktypes.Status_PAUSING:
+		c.Phase = worker.Paused
+	case tasktypes.Status_RUNNING:
+		c.Phase = worker.Running
+	default:
+		c.Phase, c.PID = worker.Exited, 0
+		c.ExitCode = int(t.ExitStatus)
+		c.ExitedAt = t.ExitedAt.AsTime()
+	}
+	cg := openCgroup(rec.Labels[cgroupLabel], r.host.unified)
+	if c.Phase == worker.Exited {
+		c.OOMKilled = c.ExitCode != 0 && cg.oomKills() > 0
+		return c
+	}
+	c.Limits = cg.limits()
+	return c
+}
+
+func userLabels(labels map[string]string) map[string]string {
+	out := make(map[string]string, len(labels))
+	for k, v := range labels {
+		if k != managedLabel && !strings.HasPrefix(k, internalLabel) {
+			out[k] = strings.TrimPrefix(v, "=")
+		}
+	}
+	return out
+}
+
+// encodeLabel keeps a value that containerd would drop: an empty one.
+func encodeLabel(v string) string {
+	if v == "" || v[0] == '=' {
+		return "=" + v
+	}
+	return v
+}
+
+// The time of a start is kept beside containerd, which has no place for it.
+
+func (r *Runtime) startFile(id string) string { return filepath.Join(r.o.StateDir, "started", id) }
+
+func (r *Runtime) startedAt(id string) time.Time {
+	info, err := os.Stat(r.startFile(id))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
+func (r *Runtime) noteStart(id string) error {
+	file := r.startFile(id)
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(file, nil, 0o600)
+}
+
+// Watch implements [worker.Runtime].
+func (r *Runtime) Watch(ctx context.Context, changed func(worker.Event)) error {
+	ctx, cancel := context.WithCancel(r.in(ctx))
+	defer cancel()
+	const ready = "/gitopsd/ready"
+	envelopes, errs := r.client.EventService().Subscribe(ctx,
+		`namespace==`+r.o.Namespace+`,topic~="^/tasks/(exit|oom|paused|resumed|delete)$"`,
+		`namespace==`+r.o.Namespace+`,topic=="`+ready+`"`)
+	// The subscription holds when an event of our own comes back. It is sent again, because those before the subscription are lost.
+	hello := time.NewTicker(50 * time.Millisecond)
+	defer hello.Stop()
+	listening := false
+	for {
+		select {
+		case <-hello.C:
+			// Any registered message will do: only its topic is read.
+			err := r.client.EventService().Publish(ctx, ready, &eventsapi.NamespaceCreate{Name: r.o.Namespace})
+			if err != nil {
+				return wrap(err, "watch containers")
+			}
+		case err := <-errs:
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err == nil {
+				return withKind(worker.ErrUnavailable, "watch containers: containerd ended the stream of events")
+			}
+			return wrap(err, "watch containers")
+		case e := <-envelopes:
+			if e == nil {
+				continue
+			}
+			if e.Topic == ready {
+				hello.Stop()
+				if !listening {
+					listening = true
+					changed(worker.Event{Kind: worker.EventOther})
+				}
+				continue
+			}
+			if ev, ok := event(e.Event); ok {
+				changed(ev)
+			}
+		}
+	}
+}
+
+func event(payload typeurl.Any) (worker.Event, bool) {
+	v, err := typeurl.UnmarshalAny(payload)
+	if err != nil {
+		return worker.Event{}, false
+	}
+	switch e := v.(type) {
+	case *eventsapi.TaskExit:
+		// The exit of a command that ran in the container has an id of its own.
+		return worker.Event{ID: e.ContainerID, Kind: worker.EventExit}, e.ID == e.ContainerID
+	case *eventsapi.TaskOOM:
+		return worker.Event{ID: e.ContainerID, Kind: worker.EventOOM}, true
+	case *eventsapi.TaskPaused:
+		return worker.Event{ID: e.ContainerID, Kind: worker.EventOther}, true
+	case *eventsapi.TaskResumed:
+		return worker.Event{ID: e.ContainerID, Kind: worker.EventOther}, true
+	case *eventsapi.TaskDelete:
+		return worker.Event{ID: e.ContainerID, Kind: worker.EventOther}, e.ID == "" || e.ID == e.ContainerID
+	}
+	return worker.Event{}, false
+}
+
+// RemoveAll removes everything that was ever made in our namespace: containers, snapshots, images, leases and content, then the namespace
+// itself, our cgroups and the state directory. For the end of a test and for the uninstallation of an agent. Log files are the caller's.
+func (r *Runtime) RemoveAll(ctx context.Context) error {
+	ctx = r.in(ctx)
+	records, err := r.client.ContainerService().List(ctx)
+	if err != nil {
+		return wrap(err, "list containers")
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(records))
+	parents := map[string]bool{r.o.CgroupParent: true}
+	limit := make(chan struct{}, 8)
+	for i, rec := range records {
+		if cg := rec.Labels[cgroupLabel]; cg != "" {
+			parents[path.Dir(cg)] = true
+		}
+		wg.Go(func() {
+			limit <- struct{}{}
+			defer func() { <-limit }()
+			errs[i] = r.Remove(ctx, rec.ID)
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := r.removeImages(ctx, func(string, string) bool { return false }); err != nil {
+		return err
+	}
+	if err := r.removeLeftovers(ctx); err != nil {
+		return err
+	}
+	if err := r.client.NamespaceService().Delete(ctx, r.o.Namespace); err != nil && !errdefs.IsNotFound(err) {
+		return wrap(err, "remove containerd namespace %s", r.o.Namespace)
+	}
+	for parent := range parents {
+		if err := removeCgroups(parent); err != nil {
+			return err
+		}
+	}
+	// runc's own directory for the namespace. Containers in it would be another agent's: then it stays.
+	_ = os.Remove(filepath.Join("/run/containerd/runc", r.o.Namespace))
+	if err := os.RemoveAll(r.o.StateDir); err != nil {
+		return fmt.Errorf("remove the state directory: %w", err)
+	}
+	r.mu.Lock()
+	clear(r.images)
+	r.mu.Unlock()
+	return nil
+}
+
+// removeLeftovers removes leases, snapshots and content that nothing refers to any more.
+func (r *Runtime) removeLeftovers(ctx context.Context) error {
+	held, err := r.client.LeasesService().List(ctx)
+	if err != nil {
+		return wrap(err, "list leases")
+	}
+	for _, l := range held {
+		if err := r.client.LeasesService().Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+			return wrap(err, "remove lease %s", l.ID)
+		}
+	}
+	// A snapshot can go when those that build on it are gone: remove leaves until none is left.
+	sn := r.client.SnapshotService(r.o.Snapshotter)
+	for {
+		parents, names := map[string]bool{}, []string{}
+		err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			parents[info.Parent] = true
+			names = append(names, info.Name)
+			return nil
+		})
+		if err != nil {
+			return wrap(err, "list snapshots")
+		}
+		if len(names) == 0 {
+			break
+		}
+		for _, name := range names {
+			if parents[name] {
+				continue
+			}
+			if err := sn.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
+				return wrap(err, "remove snapshot %s", name)
+			}
+		}
+	}
+	return r.removeContent(ctx)
+}

@@ -1,0 +1,227 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
+)
+
+// collectEvery is how often the log is freed of what nothing names any more.
+const collectEvery = 10 * time.Minute
+
+// leader is the work of one term. Its loop owns its fields.
+type leader struct {
+	*Node
+	term    uint64
+	intakes map[string]*intake // by source: the newest revision, rendered and reviewed
+	follows []Source
+
+	decided uint64               // index up to which all stacks were decided
+	wakes   map[string]time.Time // log time at which a stack is to be decided again
+}
+
+func newLeader(n *Node, term uint64) *leader {
+	return &leader{Node: n, term: term, intakes: map[string]*intake{}, wakes: map[string]time.Time{}}
+}
+
+// run registers the node, follows the sources and decides, until the term ends.
+func (l *leader) run(ctx context.Context) error {
+	if err := l.register(ctx); err != nil {
+		return fmt.Errorf("register the node: %w", err)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.cfg.Sources.Run(ctx, l.tip) })
+	g.Go(func() error { return l.loop(ctx) })
+	return g.Wait()
+}
+
+// loop is the one place where decisions are made and proposed.
+func (l *leader) loop(ctx context.Context) error {
+	wake := time.NewTimer(0)
+	defer wake.Stop()
+	collect := time.NewTicker(collectEvery)
+	defer collect.Stop()
+	for {
+		if err := l.follow(); err != nil {
+			return err
+		}
+		view := l.View()
+		moved, err := l.decide(ctx, view)
+		if err != nil {
+			return err
+		}
+		if moved {
+			continue
+		}
+		if next := l.nextWake(); next > 0 {
+			wake.Reset(next)
+		} else {
+			wake.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.Changed(view.Index):
+		case <-wake.C:
+		case f := <-l.requests:
+			f(l)
+		case <-collect.C:
+			plan := reconcile.Collect(l.View())
+			if err := l.proposePlan(ctx, &plan, l.View()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// nextWake is the wait until the first stack is to be decided again; 0 = none is.
+func (l *leader) nextWake() time.Duration {
+	var first time.Time
+	for _, at := range l.wakes {
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+	}
+	if first.IsZero() {
+		return 0
+	}
+	return max(first.Sub(l.cfg.Store.Now()), time.Millisecond)
+}
+
+// decide asks for a plan for the stacks that something changed for, or whose time came, and proposes it. It says whether the log moved.
+func (l *leader) decide(ctx context.Context, view *state.View) (bool, error) {
+	now := l.now()
+	names := l.due(view, now.Log)
+	l.decided = view.Index
+	if len(names) == 0 {
+		return false, nil
+	}
+	plan := reconcile.DecideStacks(view, names, now)
+	for _, name := range names {
+		delete(l.wakes, name)
+	}
+	maps.Copy(l.wakes, plan.Wakes)
+	if plan.Empty() {
+		return false, nil
+	}
+	return true, l.proposePlan(ctx, &plan, view)
+}
+
+// due lists the stacks to decide, sorted.
+func (l *leader) due(view *state.View, now time.Time) []string {
+	set := map[string]bool{}
+	all := l.decided == 0
+	for _, table := range []string{"stacks", "services", "tasks", "reports"} {
+		keys, complete := view.Since(l.decided, table)
+		all = all || !complete
+		for _, k := range keys {
+			name, _, _ := strings.Cut(k, "/")
+			set[name] = true
+		}
+	}
+	for _, table := range []string{"nodes", "networks"} { // a place for a task may have come free for any stack
+		keys, _ := view.Since(l.decided, table)
+		all = all || len(keys) > 0
+	}
+	if all {
+		for name := range view.Stacks.All() {
+			set[name] = true
+		}
+	}
+	for name, at := range l.wakes {
+		if !now.Before(at) {
+			set[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
+}
+
+// proposePlan puts a plan into the log. Items that were refused are decided again: the view has moved.
+func (l *leader) proposePlan(ctx context.Context, plan *reconcile.Plan, view *state.View) error {
+	for _, s := range plan.Steps {
+		l.log.Info("plan", "action", string(s.Action), "source", s.Source, "stack", s.Stack, "service", s.Service, "task", s.Task, "revision", s.Revision.String(), "reason", s.Reason.ID, "message", s.Reason.Message)
+	}
+	for _, cmd := range plan.Commands(l.term, view.Index, l.now()) {
+		if _, err := l.propose(ctx, cmd); err != nil && !errors.Is(err, errRefused) {
+			return fmt.Errorf("propose a plan: %w", err)
+		}
+	}
+	return nil
+}
+
+// follow hands the sources of the log to those who watch them, when they changed.
+func (l *leader) follow() error {
+	var want []Source
+	for _, s := range l.View().Sources.All() {
+		if s.Value.Removing {
+			continue
+		}
+		src, err := l.source(s.Value)
+		if err != nil {
+			l.log.Error("open the credentials of a source", "source", s.Value.Name, "err", err)
+			continue
+		}
+		want = append(want, src)
+	}
+	if reflect.DeepEqual(want, l.follows) {
+		return nil
+	}
+	if err := l.cfg.Sources.Follow(want); err != nil {
+		return fmt.Errorf("follow the sources: %w", err)
+	}
+	l.follows = want
+	return nil
+}
+
+// source adds the credentials to a source and leaves out what only tells of its progress, so that two can be compared.
+func (n *Node) source(s state.Source) (Source, error) {
+	src := Source{Source: state.Source{Name: s.Name, URL: s.URL, Branch: s.Branch, Tag: s.Tag, Path: s.Path, Interval: s.Interval, Verify: s.Verify, Signers: s.Signers, Known: s.Known, Auth: s.Auth}}
+	if s.Auth == "" {
+		return src, nil
+	}
+	return src, n.openCredentials(s.Auth, &src.Credentials)
+}
+
+// register writes the cluster's and the node's objects where they are missing or differ, and the sources of the first start.
+func (l *leader) register(ctx context.Context) error {
+	v := l.View()
+	var items []state.Item
+	if _, ok := v.Clusters.Get("cluster"); !ok {
+		items = append(items, state.Item{state.Put("cluster", 0, l.cfg.Cluster)})
+	}
+	e, ok := v.Nodes.Get(l.cfg.ID)
+	record := l.cfg.Record
+	if ok {
+		record.Block = e.Value.Block // once chosen, for ever: addresses of tasks are in it
+	}
+	if !ok || !reflect.DeepEqual(e.Value, record) {
+		items = append(items, state.Item{state.Put(l.cfg.ID, e.Version, record)})
+	}
+	if len(items) > 0 {
+		if _, err := l.propose(ctx, state.Command{Term: l.term, Actor: "node/" + l.cfg.ID, Items: items}); err != nil {
+			return err
+		}
+	}
+	if err := l.hashKey(ctx); err != nil {
+		return err
+	}
+	for _, src := range l.cfg.Initial {
+		if _, ok := l.View().Sources.Get(src.Name); ok {
+			continue
+		}
+		if err := l.addSource(ctx, src, "first start"); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,401 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/cluster/seal"
+	"github.com/gitopsd/gitopsd/cluster/store"
+	"github.com/gitopsd/gitopsd/policy"
+	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/manifest"
+)
+
+// Reasons that operations give.
+const (
+	ReasonByPerson = "person"
+)
+
+// tries bounds how often an operation is made anew because what it was based on changed meanwhile.
+const tries = 5
+
+// Operate does one write of a person. See [api.Backend].
+func (n *Node) Operate(ctx context.Context, op api.Operation) (api.Result, error) {
+	if err := op.Check(); err != nil {
+		return api.Result{}, err
+	}
+	if _, ok := n.cfg.Store.Leading(); !ok {
+		return api.Result{}, api.NoQuorumf("this node does not lead the cluster now: try again in a moment")
+	}
+	var res api.Result
+	var err error
+	switch op.Kind {
+	case api.OpSync:
+		res, err = n.sync(ctx, op)
+	case api.OpSourceAdd:
+		res, err = n.sourceAdd(ctx, op)
+	case api.OpSecretSet:
+		res, err = n.secretSet(ctx, op)
+	default:
+		err = n.ask(ctx, func(l *leader) error {
+			var err error
+			for range tries {
+				if res, err = l.operate(ctx, op); !errors.Is(err, errRefused) {
+					return err
+				}
+			}
+			return api.Conflictf("%s: it changed again and again meanwhile; try again", op.Kind)
+		})
+	}
+	if errors.Is(err, store.ErrNoQuorum) || errors.Is(err, store.ErrNotLeader) || errors.Is(err, store.ErrUnknown) {
+		return res, api.NoQuorumf("%v; the request may be sent again with id %s", err, op.ID)
+	}
+	return res, err
+}
+
+// change proposes the items of an operation together with the event that tells of it, who did it and what they said.
+func (l *leader) change(ctx context.Context, op api.Operation, message string, items ...state.Item) (api.Result, error) {
+	now := l.now()
+	e := state.Event{Time: now.Wall.UTC(), Kind: string(op.Kind), Source: op.Source, Stack: op.Stack, Service: op.Service, Actor: op.Actor, Reason: state.Reason{ID: ReasonByPerson, Message: message}}
+	items = append(items, state.Item{state.Set(state.EventKey(now.Log, 0), e)})
+	res, err := l.propose(ctx, state.Command{Request: "op/" + op.ID, Actor: op.Actor, Items: items})
+	return api.Result{Index: res.Index, Again: res.Again, Message: message}, err
+}
+
+func (l *leader) operate(ctx context.Context, op api.Operation) (api.Result, error) {
+	switch op.Kind {
+	case api.OpApprove:
+		return l.approve(ctx, op)
+	case api.OpSuspend, api.OpResume, api.OpUnpin, api.OpRollback:
+		return l.steer(ctx, op)
+	case api.OpRestart:
+		return l.restart(ctx, op)
+	case api.OpSourceRemove:
+		return l.sourceRemove(ctx, op)
+	case api.OpSecretRemove:
+		return l.secretRemove(ctx, op)
+	}
+	return api.Result{}, api.Invalidf("operation %q is not known to this version", op.Kind)
+}
+
+// sync has sources fetched now, and waits until what they point to was judged.
+func (n *Node) sync(ctx context.Context, op api.Operation) (api.Result, error) {
+	v := n.View()
+	var names []string
+	switch {
+	case op.Stack != "":
+		st, ok := v.Stacks.Get(op.Stack)
+		if !ok {
+			return api.Result{}, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
+		}
+		names = []string{st.Value.Source}
+	case op.Source != "":
+		if _, ok := v.Sources.Get(op.Source); !ok {
+			return api.Result{}, api.NotFoundf("source", op.Source, keys(v.Sources))
+		}
+		names = []string{op.Source}
+	default:
+		names = keys(v.Sources)
+	}
+	var res api.Result
+	for _, name := range names {
+		e, _ := n.View().Sources.Get(name)
+		src, err := n.source(e.Value)
+		if err != nil {
+			return res, err
+		}
+		rev, err := n.cfg.Sources.Newest(ctx, src)
+		if err == nil {
+			var l *leader
+			if err = n.ask(ctx, func(cur *leader) error { l = cur; return nil }); err == nil {
+				err = l.take(ctx, e.Value, rev)
+			}
+		}
+		if err != nil {
+			cause := err
+			return res, errors.Join(api.Invalidf("sync %s: %v", name, cause), n.ask(ctx, func(l *leader) error { return l.trouble(ctx, name, cause) }))
+		}
+		res.Source, res.Revision = name, rev
+	}
+	res.Index = n.View().Index
+	return res, nil
+}
+
+func keys[T state.Object](t state.Table[T]) []string {
+	var out []string
+	for k := range t.All() {
+		out = append(out, k)
+	}
+	return out
+}
+
+// approve lets a revision of a source pass that waits for a person's word.
+func (l *leader) approve(ctx context.Context, op api.Operation) (api.Result, error) {
+	v := l.View()
+	name := op.Source
+	if name == "" && op.Stack != "" {
+		if st, ok := v.Stacks.Get(op.Stack); ok {
+			name = st.Value.Source
+		}
+	}
+	e, ok := v.Sources.Get(name)
+	switch {
+	case !ok:
+		return api.Result{}, api.NotFoundf("source", name, keys(v.Sources))
+	case len(e.Value.Waiting) == 0:
+		return api.Result{}, api.Conflictf("nothing of source %s waits for approval", name)
+	case op.Revision != "" && !strings.HasPrefix(e.Value.Seen.Commit, op.Revision):
+		return api.Result{}, api.Conflictf("the revision that waits is %s, not %s: look at its plan, then approve that one", e.Value.Seen, op.Revision)
+	}
+	next := e.Value
+	next.Approved = e.Value.Seen.Commit
+	op.Source = name
+	res, err := l.change(ctx, op, fmt.Sprintf("%s of source %s is approved", e.Value.Seen, name), state.Item{state.Put(name, e.Version, next)})
+	if err != nil {
+		return res, err
+	}
+	res.Source, res.Revision = name, e.Value.Seen
+	return res, l.again(ctx, name)
+}
+
+// steer changes whether a stack follows Git.
+func (l *leader) steer(ctx context.Context, op api.Operation) (api.Result, error) {
+	v := l.View()
+	e, ok := v.Stacks.Get(op.Stack)
+	if !ok {
+		return api.Result{}, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
+	}
+	next := e.Value
+	said := op.Reason
+	if said == "" {
+		said = "by " + op.Actor
+	}
+	var message string
+	switch op.Kind {
+	case api.OpSuspend:
+		next.Suspended = &state.Reason{ID: reconcile.ReasonSuspended, Message: "suspended: " + said + "; `gitopsctl resume " + op.Stack + "` follows Git again"}
+		message = op.Stack + " does not follow Git any more; what runs is still healed"
+	case api.OpResume:
+		if next.Suspended == nil {
+			return api.Result{}, api.Conflictf("%s is not suspended by a person; if Git says suspend, change it there", op.Stack)
+		}
+		next.Suspended = nil
+		message = op.Stack + " follows Git again"
+	case api.OpUnpin:
+		if next.Pinned == nil {
+			return api.Result{}, api.Conflictf("%s is not pinned", op.Stack)
+		}
+		next.Pinned = nil
+		message = op.Stack + " follows Git again"
+	case api.OpRollback:
+		to, err := l.rollbackTarget(ctx, e.Value, op.Revision)
+		if err != nil {
+			return api.Result{}, err
+		}
+		reconcile.Follow(&next, to, v.At)
+		next.Pinned = &state.Reason{ID: reconcile.ReasonPinned, Message: fmt.Sprintf("rolled back to %s: %s; `gitopsctl unpin %s` follows Git again", to.Revision, said, op.Stack)}
+		message = fmt.Sprintf("%s goes back to %s and stays there until it is unpinned", op.Stack, to.Revision)
+	}
+	res, err := l.change(ctx, op, message, state.Item{state.Put(op.Stack, e.Version, next)})
+	if err != nil {
+		return res, err
+	}
+	if next.Applied != nil {
+		res.Revision = next.Applied.Revision
+	}
+	res.Source = next.Source
+	if op.Kind == api.OpResume || op.Kind == api.OpUnpin {
+		return res, l.again(ctx, next.Source)
+	}
+	return res, nil
+}
+
+// rollbackTarget finds the revision to go back to, and asks current policy about it: no rollback starts what policy denies now.
+func (n *Node) rollbackTarget(ctx context.Context, s state.Stack, revision string) (state.Applied, error) {
+	v := n.View()
+	var to *state.Applied
+	for _, o := range s.History {
+		known := func() bool { _, ok := v.Releases.Get(o.Release); return ok }
+		if (revision == "" && o.Kind == state.Deployed || revision != "" && strings.HasPrefix(o.Revision.Commit, revision)) && known() {
+			to = &state.Applied{Revision: o.Revision, Release: o.Release}
+			break
+		}
+	}
+	if to == nil {
+		if revision == "" {
+			return state.Applied{}, api.Conflictf("%s has no earlier revision that was Deployed", s.Name)
+		}
+		return state.Applied{}, api.Conflictf("%s is none of the last revisions of %s: `gitopsctl history %s` lists them", revision, s.Name, s.Name)
+	}
+	spec, ok := reconcile.Rendered(v, to.Release)
+	if !ok {
+		return *to, api.Conflictf("what %s rendered to is not kept any more", to.Revision)
+	}
+	verdict, err := n.cfg.Policy.Review(ctx, policy.Input{Gate: policy.RevisionGate, Stack: spec, Now: n.cfg.Now()})
+	if err != nil || !verdict.Allowed() {
+		why := "policy can't be asked"
+		for _, f := range verdict.Findings {
+			if f.Severity == manifest.Error && !f.Exempted {
+				why = f.String()
+				break
+			}
+		}
+		return *to, api.Deniedf(reconcile.ReasonPolicy, "policy denies %s today: %s", to.Revision, why)
+	}
+	return *to, nil
+}
+
+// restart replaces the tasks of a service, or of all services of a stack, by its update policy.
+func (l *leader) restart(ctx context.Context, op api.Operation) (api.Result, error) {
+	v := l.View()
+	if _, ok := v.Stacks.Get(op.Stack); !ok {
+		return api.Result{}, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
+	}
+	var items []state.Item
+	var known []string
+	for key, e := range v.Services.Below(op.Stack + "/") {
+		name := key[len(op.Stack)+1:]
+		known = append(known, name)
+		if op.Service != "" && name != op.Service {
+			continue
+		}
+		next := e.Value
+		next.Restart++
+		next.Step, next.Started, next.Failed = state.StepUpdating, l.now().Log, nil
+		items = append(items, state.Item{state.Put(key, e.Version, next)})
+	}
+	if len(items) == 0 {
+		return api.Result{}, api.NotFoundf("service", op.Service, known)
+	}
+	what := op.Stack
+	if op.Service != "" {
+		what += "/" + op.Service
+	}
+	return l.change(ctx, op, "the tasks of "+what+" are replaced, as its update policy says", items...)
+}
+
+// sourceAdd adds a source, or replaces what is known of it, and has it fetched.
+func (n *Node) sourceAdd(ctx context.Context, op api.Operation) (api.Result, error) {
+	src := SourceOf(*op.SourceSpec)
+	op.Source = src.Name
+	err := n.ask(ctx, func(l *leader) error { return l.addSource(ctx, src, op.Actor) })
+	if err != nil {
+		return api.Result{}, err
+	}
+	n.cfg.Sources.Trigger(src.Name)
+	return api.Result{Index: n.View().Index, Source: src.Name, Message: fmt.Sprintf("source %s is followed from now on", src.Name)}, nil
+}
+
+// SourceOf is a source as a person wrote it.
+func SourceOf(s api.SourceSpec) Source {
+	verify := s.Verify
+	if verify == "none" {
+		verify = ""
+	}
+	return Source{
+		Source: state.Source{Name: s.Name, URL: s.URL, Branch: s.Branch, Tag: s.Tag, Path: s.Path, Interval: s.Interval, Verify: verify, Signers: s.Signers, Known: s.KnownHosts, Yes: s.Yes},
+		Credentials: Credentials{
+			Username: s.Username, Token: s.Token, PrivateKey: s.Key, Passphrase: s.Passphrase, CA: s.CA,
+		},
+	}
+}
+
+func (l *leader) addSource(ctx context.Context, src Source, actor string) error {
+	next := src.Source
+	if src.Credentials != (Credentials{}) {
+		next.Auth = "source/" + src.Name
+		b, err := json.Marshal(src.Credentials)
+		if err != nil {
+			return err
+		}
+		defer clear(b)
+		if err := l.putSecret(ctx, next.Auth, "", b, "", actor, ""); err != nil {
+			return err
+		}
+	}
+	for range tries {
+		e, ok := l.View().Sources.Get(src.Name)
+		if ok { // its progress is kept: the same name is the same source
+			next.Seen, next.Accepted, next.Approved, next.Yes = e.Value.Seen, e.Value.Accepted, e.Value.Approved, next.Yes || e.Value.Yes
+		}
+		op := api.Operation{Kind: api.OpSourceAdd, Source: src.Name, Actor: actor, ID: fmt.Sprintf("source/%s/%d", src.Name, l.View().Index)}
+		_, err := l.change(ctx, op, "source "+src.Name+" follows "+src.URL, state.Item{state.Put(src.Name, e.Version, next)})
+		if !errors.Is(err, errRefused) {
+			return err
+		}
+	}
+	return errRefused
+}
+
+// sourceRemove takes a source and its stacks away. Volumes stay.
+func (l *leader) sourceRemove(ctx context.Context, op api.Operation) (api.Result, error) {
+	v := l.View()
+	e, ok := v.Sources.Get(op.Source)
+	if !ok {
+		return api.Result{}, api.NotFoundf("source", op.Source, keys(v.Sources))
+	}
+	item := state.Item{state.Delete[state.Source](op.Source, e.Version)}
+	n := 0
+	for name, st := range v.Stacks.All() {
+		if st.Value.Source == op.Source {
+			next := st.Value
+			next.Removing = true
+			item = append(item, state.Put(name, st.Version, next))
+			n++
+		}
+	}
+	if sec, ok := v.Secrets.Get(e.Value.Auth); ok && e.Value.Auth != "" {
+		item = append(item, state.Delete[state.Secret](e.Value.Auth, sec.Version))
+	}
+	res, err := l.change(ctx, op, fmt.Sprintf("source %s is not followed any more; its %d stacks are removed, their volumes stay", op.Source, n), item)
+	if err == nil {
+		delete(l.intakes, op.Source)
+	}
+	return res, err
+}
+
+// secretSet seals a value and has the stacks that use it follow.
+func (n *Node) secretSet(ctx context.Context, op api.Operation) (api.Result, error) {
+	name := op.Secret.Name
+	ref, err := n.refOf(name, op.Secret.Value)
+	if err != nil {
+		return api.Result{}, err
+	}
+	if err := n.putSecret(ctx, name, "", op.Secret.Value, ref, op.Actor, "op/"+op.ID); err != nil {
+		return api.Result{}, err
+	}
+	err = n.ask(ctx, func(l *leader) error {
+		for _, src := range keys(l.View().Sources) {
+			if err := l.again(ctx, src); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return api.Result{Index: n.View().Index, Message: "secret " + name + " is set"}, err
+}
+
+func (l *leader) secretRemove(ctx context.Context, op api.Operation) (api.Result, error) {
+	v := l.View()
+	e, ok := v.Secrets.Get(op.Secret.Name)
+	if !ok || e.Value.Name == seal.HashKeyName {
+		return api.Result{}, api.NotFoundf("secret", op.Secret.Name, keys(v.Secrets))
+	}
+	for name, st := range v.Stacks.All() {
+		if st.Value.Applied == nil {
+			continue
+		}
+		rel, _ := v.Releases.Get(st.Value.Applied.Release)
+		for _, s := range rel.Value.Stack.Secrets {
+			if s.Name == op.Secret.Name {
+				return api.Result{}, api.Conflictf("stack %s uses secret %s: take it out of the stack first", name, op.Secret.Name)
+			}
+		}
+	}
+	return l.change(ctx, op, "secret "+op.Secret.Name+" is removed", state.Item{state.Delete[state.Secret](op.Secret.Name, e.Version)})
+}

@@ -1,0 +1,116 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/policy"
+	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/manifest"
+)
+
+// PlanBundle plans a directory that the caller rendered. See [api.Planner].
+func (n *Node) PlanBundle(ctx context.Context, b *manifest.Bundle) (api.Preview, error) {
+	if b.Source == "" { // the one source that there is
+		if names := keys(n.View().Sources); len(names) == 1 {
+			b.Source = names[0]
+		}
+	}
+	if _, ok := n.View().Sources.Get(b.Source); !ok {
+		return api.Preview{}, api.NotFoundf("source", b.Source, keys(n.View().Sources))
+	}
+	in, err := n.review(ctx, &Loaded{Bundle: b})
+	if err != nil {
+		return api.Preview{}, err
+	}
+	return n.preview(in, reconcile.RelationForward)
+}
+
+// PlanRevision fetches, renders and plans a ref of a source. Nothing of it is run. See [api.Planner].
+func (n *Node) PlanRevision(ctx context.Context, source, ref string) (api.Preview, error) {
+	e, ok := n.View().Sources.Get(source)
+	if !ok {
+		return api.Preview{}, api.NotFoundf("source", source, keys(n.View().Sources))
+	}
+	src, err := n.source(e.Value)
+	if err != nil {
+		return api.Preview{}, err
+	}
+	loaded, err := n.cfg.Sources.Load(ctx, src, manifest.Revision{Ref: ref})
+	if err != nil {
+		return api.Preview{}, api.Invalidf("%v", err)
+	}
+	in, err := n.review(ctx, loaded)
+	if err != nil {
+		return api.Preview{}, err
+	}
+	return n.preview(in, reconcile.RelationForward)
+}
+
+// TestSource tries a source step by step. See [api.Planner].
+func (n *Node) TestSource(ctx context.Context, s api.SourceSpec) (api.SourceReport, error) {
+	src := SourceOf(s)
+	if s.URL == "" { // one that is followed already
+		e, ok := n.View().Sources.Get(s.Name)
+		if !ok {
+			return api.SourceReport{}, api.NotFoundf("source", s.Name, keys(n.View().Sources))
+		}
+		var err error
+		if src, err = n.source(e.Value); err != nil {
+			return api.SourceReport{}, err
+		}
+	}
+	return n.cfg.Sources.Test(ctx, src)
+}
+
+func (n *Node) preview(in *intake, relation reconcile.Relation) (api.Preview, error) {
+	v := n.View()
+	b, err := n.named(v, in.loaded.Bundle)
+	if err != nil {
+		return api.Preview{}, err
+	}
+	plan, err := reconcile.Preview(v, reconcile.Intake{Source: b.Source, Bundle: b, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned}, n.now())
+	if err != nil {
+		return api.Preview{}, fmt.Errorf("plan %s: %w", b.Revision, err)
+	}
+	out := api.Preview{Source: b.Source, Revision: b.Revision, Steps: plan.Steps, Problems: b.Problems, Summary: api.Summarize(plan.Steps)}
+	for i := range b.Stacks {
+		st := &b.Stacks[i]
+		out.Findings = append(out.Findings, in.reviews[st.Name].Findings...)
+		if _, known := v.Stacks.Get(st.Name); known && !changes(plan, st.Name) {
+			continue
+		}
+		_, applied := policy.Harden(*st, n.cfg.Harden)
+		for _, a := range applied {
+			out.Hardening = append(out.Hardening, api.Hardening{Stack: st.Name, Applied: a})
+		}
+	}
+	for _, d := range reconcile.Data(v, b) {
+		out.Data = append(out.Data, api.DataNote{Stack: d.Stack, Name: d.Name, Kind: string(d.Kind), Node: d.Node, Message: d.Message})
+	}
+	return out, nil
+}
+
+func changes(p reconcile.Plan, stack string) bool {
+	for _, s := range p.Steps {
+		if s.Stack == stack {
+			return true
+		}
+	}
+	return false
+}
+
+// named is the bundle with each secret named by the keyed hash of its value, where that is known; nothing is logged. A secret without a value here is taken to be
+// what the log has.
+func (n *Node) named(v *state.View, b *manifest.Bundle) (*manifest.Bundle, error) {
+	return withRefs(b, func(st *manifest.Stack, sec manifest.Secret) (string, error) {
+		value, comes := st.SecretValues[sec.Name]
+		if sec.External || !comes {
+			have, _ := v.Secrets.Get(sec.Name)
+			return have.Value.Ref, nil
+		}
+		return n.refOf(sec.Name, value)
+	})
+}

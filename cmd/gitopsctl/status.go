@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
+)
+
+type statusOptions struct {
+	stack string
+	watch bool
+}
+
+func (c *cli) statusCmd() *cobra.Command {
+	var o statusOptions
+	cmd := &cobra.Command{
+		Use:   "status [STACK]",
+		Short: "What is true of the stacks: synced, healthy, and what became of the last revision",
+		Long: `What is true of all stacks, or of one with its services and tasks.
+
+SYNC is how a stack stands to Git, HEALTH how what runs does, OUTCOME what became of the revision that it was last told to be.
+
+Exit codes: 0 fine, 1 something is Degraded, Blocked, Failed or Stalled, 2 error.`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.complete(oneOf(stackNames)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				o.stack = args[0]
+			}
+			if o.watch {
+				return c.watch(cmd.Context(), func(ctx context.Context) error { return c.status(ctx, o) })
+			}
+			return c.status(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().BoolVarP(&o.watch, "watch", "w", false, "show it again whenever something changes")
+	return cmd
+}
+
+func (c *cli) status(ctx context.Context, o statusOptions) error {
+	if err := c.only("wide", "name"); err != nil {
+		return err
+	}
+	ctx, cancel := c.limit(ctx, readLimit)
+	defer cancel()
+	st, err := c.daemon().Status(ctx, o.stack)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.output != "" && c.output != "wide":
+		err = c.print(stackTable(c, st.Stacks), st)
+	case o.stack != "":
+		c.writeStack(st.Stacks[0])
+	case len(st.Stacks) == 0 && len(st.Sources) == 0:
+		c.note("there is no stack, and no source to bring one; add one with `gitopsctl source add NAME URL`")
+	default:
+		c.writeTable(c.out, stackTable(c, st.Stacks), "")
+		c.writeReasons(st)
+	}
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(st.Stacks, troubled) {
+		return exit(exitDifferent)
+	}
+	return nil
+}
+
+// troubled says whether a person should look at a stack.
+func troubled(s reconcile.StackStatus) bool {
+	return s.Health == reconcile.Degraded || s.Sync == reconcile.Blocked || s.Sync == reconcile.Failed || s.Outcome.Kind == state.Stalled
+}
+
+func stackTable(c *cli, stacks []reconcile.StackStatus) *table {
+	t := &table{columns: []string{"STACK", "SYNC", "HEALTH", "OUTCOME", "TASKS", "REVISION", "SINCE"}, wide: []string{"SOURCE", "REASON"}}
+	for _, s := range stacks {
+		ready, desired := 0, 0
+		for _, svc := range s.Services {
+			ready, desired = ready+svc.Ready, desired+svc.Desired
+		}
+		since := s.Outcome.Ended
+		if since.IsZero() {
+			since = s.Outcome.Started
+		}
+		reason := ""
+		if len(s.Reasons) > 0 {
+			reason = s.Reasons[0].ID
+		}
+		t.add(s.Name, text(s.Name), word(string(s.Sync)), word(string(s.Health)), word(string(s.Outcome.Kind)), text(fmt.Sprintf("%d/%d", ready, desired)),
+			text(revision(s.Outcome.Revision)), text(c.when(since)), text(s.Source), text(reason))
+	}
+	return t
+}
+
+// writeReasons says why stacks and sources are not as they should be.
+func (c *cli) writeReasons(st api.Status) {
+	begun := false
+	line := func(name string, r state.Reason) {
+		if !begun {
+			fmt.Fprintln(c.out)
+			begun = true
+		}
+		fmt.Fprintf(c.out, "%s: %s\n", c.paint(bold, cleanLine(name)), reason(r))
+	}
+	for _, s := range st.Sources {
+		if s.Trouble != nil {
+			line("source "+s.Name, *s.Trouble)
+		}
+		for _, w := range s.Waiting {
+			line("source "+s.Name, w)
+		}
+		for _, p := range s.Problems {
+			line("source "+s.Name, state.Reason{ID: p.Rule, Message: strings.TrimSuffix(p.String(), " ["+p.Rule+"]")})
+		}
+	}
+	for _, s := range st.Stacks {
+		if s.Ready || s.Sync == reconcile.Blocked && waits(st.Sources, s.Source) {
+			continue // the source said it for all its stacks
+		}
+		for _, r := range s.Reasons {
+			line(s.Name, r)
+		}
+	}
+}
+
+func waits(sources []api.SourceStatus, name string) bool {
+	return slices.ContainsFunc(sources, func(s api.SourceStatus) bool { return s.Name == name && len(s.Waiting) > 0 })
+}
+
+// reason writes why something is so, with the id that explain takes.
+func reason(r state.Reason) string {
+	if r.ID == "" || strings.HasSuffix(r.Message, "["+r.ID+"]") {
+		return cleanLine(r.Message)
+	}
+	return cleanLine(r.Message) + " [" + cleanLine(r.ID) + "]"
+}
+
+// writeStack tells all of one stack.
+func (c *cli) writeStack(s reconcile.StackStatus) {
+	field := func(name string, v cell) {
+		fmt.Fprintf(c.out, "%-10s %s\n", name, c.paint(v.style, cleanLine(v.text)))
+	}
+	field("Stack", cell{s.Name, bold})
+	field("Source", text(s.Source))
+	field("Sync", word(string(s.Sync)))
+	health := word(string(s.Health))
+	if s.Suspended && s.Health != reconcile.Suspended {
+		health.text += " (suspended: it does not follow Git)"
+	}
+	field("Health", health)
+	out := word(string(s.Outcome.Kind))
+	if s.Outcome.Kind == "" && s.Outcome.Revision.Commit != "" {
+		out.text = "rolling out"
+	}
+	if s.Outcome.Kind == state.RolledBack {
+		out.text += " to " + revision(s.Outcome.To)
+	}
+	field("Outcome", out)
+	field("Revision", text(revision(s.Outcome.Revision)))
+	if s.Revision.Commit != "" && s.Revision != s.Outcome.Revision {
+		field("Git asks", text(revision(s.Revision)))
+	}
+	if s.Removing {
+		field("Removing", text("yes"))
+	}
+	for _, r := range s.Reasons {
+		field("Because", cell{text: reason(r)})
+	}
+	if len(s.Services) > 0 {
+		fmt.Fprintln(c.out)
+		c.writeTable(c.out, serviceTable(s.Services, false), "")
+	}
+	if t := taskTable(c, s.Services, false); len(t.rows) > 0 {
+		fmt.Fprintln(c.out)
+		c.writeTable(c.out, t, "")
+	}
+	if len(s.Problems) > 0 {
+		fmt.Fprintln(c.out)
+		c.writeProblems(s.Problems)
+	}
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gitopsd/gitopsd/cluster/api"
+)
+
+type syncOptions struct {
+	target string
+	wait   bool
+}
+
+// The exit codes of sync --wait.
+const (
+	exitRolledBack = 3
+	exitStuck      = 4
+	exitTimeout    = 5
+)
+
+func (c *cli) syncCmd() *cobra.Command {
+	var o syncOptions
+	cmd := &cobra.Command{
+		Use:   "sync [STACK|SOURCE]",
+		Short: "Fetch now, and with --wait tell what became of it",
+		Long: `Fetch the source of a stack, a source, or all sources now, and judge what is new. With --wait, wait until it is known what became of the newest revision:
+of the stack, or of all stacks of the source. Where several stacks end in different ways, the highest exit code counts.
+
+Exit codes without --wait: 0 fetched and judged, 2 error.
+Exit codes with --wait: 0 Deployed, 3 RolledBack, 4 Stalled or Blocked (a person must act; also suspended or pinned stacks with something new), 5 timeout, 2 other error.`,
+		Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.complete(oneOf(func(st api.Status) []string {
+			return append(stackNames(st), sourceNames(st)...)
+		})),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				o.target = args[0]
+			}
+			return c.sync(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().BoolVar(&o.wait, "wait", false, "wait for the outcome")
+	return cmd
+}
+
+func (c *cli) sync(ctx context.Context, o syncOptions) error {
+	if err := c.only(); err != nil {
+		return err
+	}
+	usual := writeLimit
+	if o.wait {
+		usual = waitLimit
+	}
+	limited, cancel := c.limit(ctx, usual)
+	defer cancel()
+	err := c.syncAll(limited, o)
+	if o.wait && limited.Err() != nil && ctx.Err() == nil {
+		return exitCode{exitTimeout, errors.New("time is up; the rollout goes on: `gitopsctl status` tells how far it is")}
+	}
+	return err
+}
+
+func (c *cli) syncAll(ctx context.Context, o syncOptions) error {
+	st, err := c.daemon().Status(ctx, "")
+	if err != nil {
+		return err
+	}
+	sources, stack := sourceNames(st), ""
+	if o.target != "" {
+		i := slices.Index(stackNames(st), o.target)
+		switch {
+		case i >= 0: // a stack wins over a source of its name: it is the smaller of the two
+			sources, stack = []string{st.Stacks[i].Source}, o.target
+		case slices.Contains(sources, o.target):
+			sources = []string{o.target}
+		default:
+			return api.NotFoundf("stack or source", o.target, append(stackNames(st), sources...))
+		}
+	}
+	if len(sources) == 0 {
+		return errors.New("there is no source yet; add one with `gitopsctl source add NAME URL`")
+	}
+	results := []api.Result{}
+	for _, s := range sources {
+		res, err := c.daemon().Operate(ctx, api.Operation{Kind: api.OpSync, ID: api.NewRequestID(), Actor: c.actor(), Source: s})
+		if err != nil {
+			return fmt.Errorf("sync %s: %w", s, err)
+		}
+		results = append(results, res)
+		if o.wait {
+			c.note("%s: %s", s, revision(res.Revision))
+		} else if !c.structured() {
+			fmt.Fprintln(c.out, cleanLine(res.Message))
+		}
+	}
+	if !o.wait {
+		if c.structured() {
+			return c.printData(results)
+		}
+		return nil
+	}
+	return c.await(ctx, sources, stack, results)
+}
+
+// await follows the stacks to their ends and chooses the exit code.
+func (c *cli) await(ctx context.Context, sources []string, stack string, results []api.Result) error {
+	ends := []api.Progress{}
+	for i, s := range sources {
+		found, err := c.daemon().WatchProgress(ctx, s, stack, results[i].Index, c.progressNote)
+		if err != nil {
+			return fmt.Errorf("wait for %s: %w", s, err)
+		}
+		ends = append(ends, found...)
+		if stack == "" {
+			more, err := c.held(ctx, s)
+			if err != nil {
+				return err
+			}
+			if more != nil && len(found) == 0 {
+				ends = append(ends, *more)
+			}
+		}
+	}
+	code := exitOK
+	t := &table{columns: []string{"STACK", "REVISION", "OUTCOME", "TASKS", "REASON"}}
+	for _, p := range ends {
+		code = max(code, endCode(p.End))
+		outcome := word(string(p.End))
+		if p.To.Commit != "" {
+			outcome.text += " to " + p.To.String()
+		}
+		why := ""
+		if p.End != api.EndDeployed && p.Reason.Message != "" {
+			why = reason(p.Reason)
+		}
+		t.add(p.Stack, text(p.Stack), text(revision(p.Revision)), outcome, text(fmt.Sprintf("%d/%d", p.Ready, p.Desired)), text(why))
+	}
+	if err := c.print(t, ends); err != nil {
+		return err
+	}
+	return exit(code)
+}
+
+// held tells of a source that has no stacks because its first revision waits for a person, or reads as none.
+func (c *cli) held(ctx context.Context, source string) (*api.Progress, error) {
+	st, err := c.daemon().Status(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range st.Sources {
+		if s.Name == source && len(s.Waiting) > 0 {
+			return &api.Progress{Revision: s.Seen, End: api.EndBlocked, Reason: s.Waiting[0]}, nil
+		}
+	}
+	return nil, nil
+}
+
+// progressNote tells how far a stack is.
+func (c *cli) progressNote(p api.Progress) error {
+	what := string(p.End)
+	if what == "" {
+		what = fmt.Sprintf("%d of %d tasks updated, %d ready", p.Updated, p.Desired, p.Ready)
+	}
+	c.note("%s: %s", p.Stack, what)
+	return nil
+}
+
+func endCode(e api.Ending) int {
+	switch e {
+	case api.EndDeployed, api.EndRemoved:
+		return exitOK
+	case api.EndRolledBack:
+		return exitRolledBack
+	case api.EndStalled, api.EndBlocked, api.EndSuspended, api.EndPinned:
+		return exitStuck
+	}
+	return exitError
+}

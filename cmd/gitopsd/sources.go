@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/gitopsd/gitopsd/cluster"
+	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/compose"
+	"github.com/gitopsd/gitopsd/sync/git"
+	"github.com/gitopsd/gitopsd/sync/manifest"
+)
+
+// sources joins Git and Compose to what package cluster asks of its sources.
+type sources struct {
+	store   *git.Store
+	watcher *git.Watcher
+	cluster string
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	tip    func(context.Context, cluster.Tip) error
+	caches map[string]*compose.Cache // by source
+}
+
+func newSources(dir, clusterName string, log *slog.Logger) (*sources, error) {
+	store, err := git.Open(dir, git.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	s := &sources{store: store, cluster: clusterName, log: log, caches: map[string]*compose.Cache{}}
+	s.watcher = git.NewWatcher(git.WatchConfig{Deliver: s.delivered, Logger: log})
+	return s, nil
+}
+
+func spec(src cluster.Source) git.Spec {
+	return git.Spec{
+		Name: src.Name, URL: src.URL, Branch: src.Branch, Tag: src.Tag, Path: src.Path,
+		Auth: git.Auth{
+			Username: src.Credentials.Username, Token: src.Credentials.Token, CA: src.Credentials.CA,
+			PrivateKey: src.Credentials.PrivateKey, Passphrase: src.Credentials.Passphrase, KnownHosts: src.Known,
+		},
+		Verify: git.Verify{Mode: git.Mode(src.Verify), AllowedSigners: src.Signers, Keyring: src.Signers},
+	}
+}
+
+// Run implements cluster.Sources.
+func (s *sources) Run(ctx context.Context, tip func(context.Context, cluster.Tip) error) error {
+	s.mu.Lock()
+	s.tip = tip
+	s.mu.Unlock()
+	return s.watcher.Run(ctx)
+}
+
+func (s *sources) delivered(ctx context.Context, e git.Event) error {
+	s.mu.Lock()
+	tip := s.tip
+	s.mu.Unlock()
+	return tip(ctx, cluster.Tip{Source: e.Spec.Name, Revision: revision(e.Tip), Err: e.Err})
+}
+
+func revision(t git.Tip) manifest.Revision { return manifest.Revision{Ref: t.Ref, Commit: t.Commit} }
+
+// Follow implements cluster.Sources.
+func (s *sources) Follow(list []cluster.Source) error {
+	specs := make([]git.Spec, len(list))
+	for i, src := range list {
+		specs[i] = spec(src)
+	}
+	return s.watcher.Set(specs)
+}
+
+// Trigger implements cluster.Sources.
+func (s *sources) Trigger(source string) {
+	s.watcher.Trigger(func(sp git.Spec) bool { return source == "" || sp.Name == source })
+}
+
+// Newest implements cluster.Sources.
+func (s *sources) Newest(ctx context.Context, src cluster.Source) (manifest.Revision, error) {
+	tip, err := s.store.Resolve(ctx, spec(src))
+	return revision(tip), err
+}
+
+// Load implements cluster.Sources.
+func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Revision) (*cluster.Loaded, error) {
+	sp, tip := spec(src), git.Tip{Ref: rev.Ref, Commit: rev.Commit}
+	preview := rev.Commit == ""
+	if preview {
+		if rev.Ref != "" {
+			sp.Branch, sp.Tag = rev.Ref, ""
+		}
+		var err error
+		if tip, err = s.store.Resolve(ctx, sp); err != nil {
+			return nil, err
+		}
+	}
+	co, err := s.store.Fetch(ctx, sp, tip)
+	if why, bad := unsigned(err); bad {
+		return &cluster.Loaded{Bundle: &manifest.Bundle{Source: src.Name, Revision: revision(tip)}, Unsigned: why}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := compose.Load(ctx, compose.Options{
+		Root: co.Dir, Path: src.Path, Source: src.Name, Revision: manifest.Revision{Ref: co.Ref, Commit: co.Commit}, Cluster: s.cluster,
+		Hash: co.Hash, Cache: s.cache(src.Name),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("render %s@%s: %w", src.Name, co.Ref, err)
+	}
+	for _, p := range co.Problems {
+		b.Problems = append(b.Problems, manifest.Problem{Severity: manifest.Notice, Rule: "tree." + string(p.Kind), File: p.Path, Message: p.Text})
+	}
+	manifest.SortProblems(b.Problems)
+	return &cluster.Loaded{Bundle: b, Read: func(ref manifest.BlobRef) ([]byte, error) {
+		if ref.Data != nil {
+			return ref.Data, nil
+		}
+		root, err := os.OpenRoot(co.Dir)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		return root.ReadFile(filepath.FromSlash(ref.Path))
+	}}, nil
+}
+
+// unsigned says whether a commit was refused for its signature.
+func unsigned(err error) (*state.Reason, bool) {
+	for _, r := range []git.Reason{git.Unsigned, git.UnknownSigner, git.BadSignature} {
+		if errors.Is(err, r) {
+			return &state.Reason{ID: reconcile.ReasonUnsigned, Message: err.Error()}, true
+		}
+	}
+	return nil, false
+}
+
+func (s *sources) cache(source string) *compose.Cache {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.caches[source]
+	if c == nil {
+		c = &compose.Cache{}
+		s.caches[source] = c
+	}
+	return c
+}
+
+// Relation implements cluster.Sources. What can't be told is treated like a rewind: a person looks.
+func (s *sources) Relation(ctx context.Context, src cluster.Source, earlier, commit string) (reconcile.Relation, error) {
+	r, err := s.store.Relation(ctx, spec(src), earlier, commit)
+	if err != nil {
+		return "", err
+	}
+	switch r {
+	case git.Same:
+		return reconcile.RelationSame, nil
+	case git.Forward:
+		return reconcile.RelationForward, nil
+	case git.Diverged:
+		return reconcile.RelationDiverged, nil
+	}
+	return reconcile.RelationRewind, nil
+}
+
+// Test implements cluster.Sources.
+func (s *sources) Test(ctx context.Context, src cluster.Source) (api.SourceReport, error) {
+	out := api.SourceReport{Source: src.Name}
+	for _, st := range git.Test(ctx, spec(src)).Steps {
+		out.Steps = append(out.Steps, api.SourceStep{Name: st.Name, OK: st.OK, Detail: st.Detail})
+	}
+	return out, nil
+}

@@ -1,0 +1,3 @@
+package custom.rule
+
+deny contains "x" if input.stack.name == "x"

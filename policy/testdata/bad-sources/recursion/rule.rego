@@ -1,0 +1,7 @@
+# METADATA
+# title: A rule
+package custom.rule
+
+deny contains "x" if f(1)
+
+f(x) if f(x)

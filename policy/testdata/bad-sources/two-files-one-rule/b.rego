@@ -1,0 +1,5 @@
+# METADATA
+# title: A rule
+package custom.rule
+
+deny contains "y" if input.stack.name == "x"

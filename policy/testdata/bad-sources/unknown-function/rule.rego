@@ -1,0 +1,5 @@
+# METADATA
+# title: A rule
+package custom.rule
+
+deny contains "x" if nonsense("x")

@@ -1,0 +1,7 @@
+# METADATA
+# title: A rule
+package custom.rule
+
+deny contains "x" if {
+	y := 1
+}

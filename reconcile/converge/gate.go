@@ -1,0 +1,73 @@
+package converge
+
+import (
+	"fmt"
+
+	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/manifest"
+)
+
+// Reasons why a task does not start yet.
+const (
+	ReasonDependency = "depends_on.waiting"
+	ReasonDependedOn = "depends_on.failed"
+	ReasonStackOrder = "stack.order"
+)
+
+// Gate says why a task may not start yet; empty = it may. It is Compose's depends_on, and dependsOn between stacks, asked each time a task is to start: so
+// what was shut down together comes back in order. A condition is met as soon as one task of the other service meets it, so that
+// a service with one unhealthy replica holds nobody back.
+func Gate(v *state.View, t state.Task, spec *manifest.Service) state.Reason {
+	for _, dep := range spec.DependsOn {
+		if r := waitsFor(v, t.Stack, dep); r.ID != "" {
+			return r
+		}
+	}
+	st, ok := v.Stacks.Get(t.Stack)
+	if !ok || st.Value.Applied == nil {
+		return state.Reason{}
+	}
+	rel, _ := v.Releases.Get(st.Value.Applied.Release)
+	for _, other := range rel.Value.Stack.DependsOn {
+		o, ok := v.Stacks.Get(other)
+		switch {
+		case !ok:
+			return state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s, which there is none of", other)}
+		case o.Value.Stable == nil:
+			return state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s to be deployed", other)}
+		}
+	}
+	return state.Reason{}
+}
+
+func waitsFor(v *state.View, stack string, dep manifest.Dependency) state.Reason {
+	if _, ok := v.Services.Get(state.ServiceKey(stack, dep.Service)); !ok && dep.Optional {
+		return state.Reason{}
+	}
+	var failed state.Reason
+	for id, t := range v.Tasks.Below(state.TaskPrefix(stack, dep.Service)) {
+		r, _ := v.Reports.Get(id)
+		if t.Value.Desired != state.DesiredRun {
+			continue
+		}
+		met := false
+		switch dep.Condition {
+		case manifest.Completed:
+			met = r.Value.Phase == state.PhaseComplete
+		case manifest.Healthy:
+			met = r.Value.Ready()
+		default:
+			met = r.Value.Running() || r.Value.Phase == state.PhaseComplete
+		}
+		if met {
+			return state.Reason{}
+		}
+		if r.Value.Phase == state.PhaseFailed {
+			failed = r.Value.Reason
+		}
+	}
+	if failed.ID != "" {
+		return state.Reason{ID: ReasonDependedOn, Message: fmt.Sprintf("%s, which it depends on, failed: %s", dep.Service, failed.Message)}
+	}
+	return state.Reason{ID: ReasonDependency, Message: fmt.Sprintf("waits for %s (%s)", dep.Service, dep.Condition)}
+}

@@ -1,0 +1,218 @@
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/manifest"
+)
+
+// Preview says what a revision would change, service by service, by the same code that accepts and decides: Accept is carried out on a fork of the state, and Decide
+// asked there. Nothing of the view changes. A revision that would wait for a person is shown as if it were approved, with what it waits for.
+func Preview(v *state.View, in Intake, now Now) (Plan, error) {
+	first := Accept(v, in)
+	fork := state.Fork(v)
+	var out Plan
+	for _, s := range first.Steps {
+		if s.Action == ActWait && s.Stack == "" {
+			out.Steps = append(out.Steps, s)
+		}
+	}
+	if len(out.Steps) > 0 {
+		approved, _ := v.Sources.Get(in.Source)
+		src := approved.Value
+		src.Approved = in.Bundle.Revision.Commit
+		if err := try(fork, now, state.Item{state.Set(in.Source, src)}); err != nil {
+			return out, err
+		}
+		in.Unsigned = nil
+		first = Accept(fork.View(), in)
+	}
+	if err := try(fork, now, first.Items...); err != nil {
+		return out, err
+	}
+	after := fork.View()
+	for _, s := range first.Steps {
+		switch s.Action {
+		case ActAccept:
+			out.Steps = append(out.Steps, services(v, after, s)...)
+		case ActRemove:
+			out.Steps = append(out.Steps, s)
+			out.Steps = append(out.Steps, removals(v, s)...)
+		default:
+			out.Steps = append(out.Steps, s)
+		}
+	}
+	for _, s := range Decide(after, now).Steps {
+		if s.Action == ActRefuse {
+			out.Steps = append(out.Steps, s)
+		}
+	}
+	return out, nil
+}
+
+// try applies items to a fork.
+func try(s *state.State, now Now, items ...state.Item) error {
+	if len(items) == 0 {
+		return nil
+	}
+	// A fork is no log: its entries may be larger.
+	res, err := s.Try(now.Log, items)
+	if err == nil && len(res.Refused) > 0 {
+		err = fmt.Errorf("try a revision: %d of %d items do not fit the state", len(res.Refused), len(items))
+	}
+	return err
+}
+
+// services says what an accepted stack means for each of its services.
+func services(before, after *state.View, s Step) []Step {
+	st, _ := after.Stacks.Get(s.Stack)
+	if st.Value.Applied == nil {
+		return nil
+	}
+	rel, _ := after.Releases.Get(st.Value.Applied.Release)
+	old, had := before.Stacks.Get(s.Stack)
+	var out []Step
+	if !had || old.Value.Applied == nil {
+		out = append(out, Step{Action: ActCreate, Cause: CauseRevision, Source: s.Source, Stack: s.Stack, Revision: s.Revision, Reason: state.Reason{ID: ReasonRevision, Message: "a new stack"}})
+	}
+	for _, name := range rel.Value.Names() {
+		spec, _ := after.Specs.Get(rel.Value.Services[name])
+		step := Step{Cause: CauseRevision, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision}
+		svc, known := before.Services.Get(state.ServiceKey(s.Stack, name))
+		was, ok := before.Specs.Get(svc.Value.Target)
+		if !known || !ok {
+			step.Action = ActCreate
+			step.Reason = state.Reason{ID: ReasonRevision, Message: fmt.Sprintf("%s of %s", count(spec.Value.Service.Replicas, "task"), spec.Value.Service.Main().Image)}
+			out = append(out, step)
+			continue
+		}
+		effect, fields := manifest.Compare(&was.Value.Service, &spec.Value.Service)
+		step.Fields = fields
+		switch effect {
+		case manifest.Same:
+			continue
+		case manifest.InPlace:
+			step.Action, step.Reason = ActUpdate, state.Reason{ID: ReasonRevision, Message: "in place: no task restarts"}
+		default:
+			step.Action, step.Reason = ActReplace, state.Reason{ID: ReasonRevision, Message: how(&spec.Value.Service)}
+		}
+		out = append(out, step)
+	}
+	for key := range before.Services.Below(s.Stack + "/") {
+		name := key[len(s.Stack)+1:]
+		if _, kept := rel.Value.Services[name]; !kept {
+			out = append(out, Step{Action: ActRemove, Cause: CausePrune, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision, Reason: state.Reason{ID: ReasonPruned, Message: "the revision no longer names it"}})
+		}
+	}
+	if len(out) == 0 && had {
+		out = append(out, stackFields(before, s, old.Value, rel.Value)...)
+	}
+	return out
+}
+
+// stackFields tells of changes outside of any service: networks, volumes, settings.
+func stackFields(before *state.View, s Step, old state.Stack, rel state.Release) []Step {
+	was, ok := before.Releases.Get(old.Applied.Release)
+	if !ok {
+		return nil
+	}
+	a, b := was.Value, rel
+	a.Services, b.Services = nil, nil
+	fields := manifest.Fields(manifest.Canonical(a.Stack), manifest.Canonical(b.Stack))
+	if len(fields) == 0 {
+		return nil
+	}
+	return []Step{{Action: ActUpdate, Cause: CauseRevision, Source: s.Source, Stack: s.Stack, Revision: s.Revision, Fields: fields, Reason: state.Reason{ID: ReasonRevision, Message: "no task restarts"}}}
+}
+
+func removals(v *state.View, s Step) []Step {
+	var out []Step
+	for key := range v.Services.Below(s.Stack + "/") {
+		out = append(out, Step{Action: ActRemove, Cause: CausePrune, Source: s.Source, Stack: s.Stack, Service: key[len(s.Stack)+1:], Revision: s.Revision, Reason: s.Reason})
+	}
+	return out
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// how describes the way in which the tasks of a service are replaced.
+func how(s *manifest.Service) string {
+	order := "stop-first"
+	if s.Update.StartFirst {
+		order = "start-first"
+	}
+	batch := "all at once"
+	if p := s.Update.Parallelism; p > 0 && p < s.Replicas {
+		batch = fmt.Sprintf("%d at a time", p)
+	}
+	return fmt.Sprintf("%s, %s, %s", count(s.Replicas, "task"), batch, order)
+}
+
+// DataNote says what a plan means for data on a node.
+type DataNote struct {
+	Stack   string
+	Name    string
+	Kind    manifest.MountKind
+	Node    string
+	Message string
+}
+
+// Data names each volume or directory that would start empty or be left behind when the stacks of a revision are applied.
+func Data(v *state.View, b *manifest.Bundle) []DataNote {
+	var out []DataNote
+	for i := range b.Stacks {
+		st := &b.Stacks[i]
+		named := map[string]bool{}
+		for k := range st.Services {
+			for c := range st.Services[k].Containers {
+				for _, m := range st.Services[k].Containers[c].Mounts {
+					if m.Kind != manifest.MountVolume && m.Kind != manifest.MountData {
+						continue
+					}
+					name := VolumeName(st.Name, "", 0, m)
+					if named[name] {
+						continue
+					}
+					named[name] = true
+					if !anywhere(v, m.Kind, name) {
+						out = append(out, DataNote{Stack: st.Name, Name: name, Kind: m.Kind, Message: "starts empty"})
+					}
+				}
+			}
+		}
+		for _, vol := range v.Volumes.All() {
+			if vol.Value.Stack == st.Name && !vol.Value.Orphan && !named[vol.Value.Name] && (vol.Value.Kind == manifest.MountVolume || vol.Value.Kind == manifest.MountData) {
+				out = append(out, DataNote{Stack: st.Name, Name: vol.Value.Name, Kind: vol.Value.Kind, Node: vol.Value.Node, Message: "is left behind: nothing names it any more"})
+			}
+		}
+	}
+	return out
+}
+
+func anywhere(v *state.View, kind manifest.MountKind, name string) bool {
+	for id := range v.Nodes.All() {
+		if has(v.Volumes, state.VolumeKey(id, kind, name)) {
+			return true
+		}
+	}
+	return false
+}
+
+// Stacks lists the stacks of a plan's steps, each once, sorted.
+func (p *Plan) Stacks() []string {
+	var out []string
+	for _, s := range p.Steps {
+		if s.Stack != "" {
+			out = append(out, s.Stack)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
