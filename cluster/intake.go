@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/gitopsd/gitopsd/cluster/seal"
@@ -165,7 +166,76 @@ func (l *leader) accept(ctx context.Context, source string, relation reconcile.R
 		if err := l.proposePlan(ctx, &plan, view); err != nil {
 			return err
 		}
+		if err := l.judgeStable(ctx, plan.Stacks()); err != nil {
+			return err
+		}
 	}
+}
+
+// judgeStable asks current policy about the releases that the stacks would be rolled back to, and records which it denies.
+func (l *leader) judgeStable(ctx context.Context, stacks []string) error {
+	for _, name := range stacks {
+		e, ok := l.View().Stacks.Get(name)
+		if !ok || e.Value.Stable == nil || e.Value.Applied == nil || e.Value.Stable.Release == e.Value.Applied.Release {
+			continue
+		}
+		banned := l.denied(ctx, *e.Value.Stable)
+		if reflect.DeepEqual(banned, e.Value.Banned) {
+			continue
+		}
+		next := e.Value
+		next.Banned = banned
+		if _, err := l.propose(ctx, state.Command{Term: l.term, Actor: "leader", Items: []state.Item{{state.Put(name, e.Version, next)}}}); err != nil && !errors.Is(err, errRefused) {
+			return err
+		}
+	}
+	return nil
+}
+
+// denied says why current policy denies a release that was accepted once; nil = it may run.
+func (n *Node) denied(ctx context.Context, a state.Applied) *state.Reason {
+	spec, ok := reconcile.Rendered(n.View(), a.Release)
+	if !ok {
+		return &state.Reason{ID: reconcile.ReasonPolicy, Message: fmt.Sprintf("what %s rendered to is not kept any more", a.Revision)}
+	}
+	verdict, err := n.cfg.Policy.Review(ctx, policy.Input{Gate: policy.RevisionGate, Stack: spec, Now: n.cfg.Now()})
+	if err == nil && verdict.Allowed() {
+		return nil
+	}
+	why := "policy can't be asked"
+	for _, f := range verdict.Findings {
+		if f.Severity == manifest.Error && !f.Exempted {
+			why = f.String()
+			break
+		}
+	}
+	return &state.Reason{ID: reconcile.ReasonPolicy, Message: fmt.Sprintf("policy denies %s today: %s", a.Revision, why)}
+}
+
+// renew reviews sources anew whose verdicts ended: an exemption that was used is over.
+func (l *leader) renew(ctx context.Context) error {
+	now := l.cfg.Now()
+	ended := map[string]bool{}
+	for _, e := range l.View().Stacks.All() {
+		if until := e.Value.Wanted.Verdict.Until; !until.IsZero() && !now.Before(until) {
+			ended[e.Value.Source] = true
+		}
+	}
+	for _, source := range slices.Sorted(maps.Keys(ended)) {
+		in := l.intakes[source]
+		if in == nil {
+			continue
+		}
+		anew, err := l.review(ctx, in.loaded)
+		if err != nil {
+			return err
+		}
+		l.intakes[source] = anew
+		if err := l.again(ctx, source); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // again accepts anew what a source's newest revision asks: after a person's word or a new secret.

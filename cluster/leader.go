@@ -76,12 +76,51 @@ func (l *leader) loop(ctx context.Context) error {
 		case f := <-l.requests:
 			f(l)
 		case <-collect.C:
-			plan := reconcile.Collect(l.View())
-			if err := l.proposePlan(ctx, &plan, l.View()); err != nil {
+			if err := l.tidy(ctx); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// tidy does what has time: it renews verdicts that ended and frees what nothing names any more, in the log and on disk.
+func (l *leader) tidy(ctx context.Context) error {
+	if err := l.renew(ctx); err != nil {
+		return err
+	}
+	view := l.View()
+	plan := reconcile.Collect(view)
+	if err := l.proposePlan(ctx, &plan, view); err != nil {
+		return err
+	}
+	if err := l.cfg.Sources.Tidy(); err != nil {
+		l.log.Warn("remove old checkouts", "err", err)
+	}
+	if n, err := l.cfg.Blobs.GC(l.wantedBlobs(), blobGrace); err != nil {
+		l.log.Warn("remove unused repository files", "err", err)
+	} else if n > 0 {
+		l.log.Debug("removed unused repository files", "count", n)
+	}
+	return nil
+}
+
+// blobGrace protects the files of a revision that is about to be proposed.
+const blobGrace = time.Hour
+
+// wantedBlobs are the digests of all files that kept releases mount, those inside of directories too.
+func (n *Node) wantedBlobs() map[string]bool {
+	keep := map[string]bool{}
+	for _, digest := range reconcile.Blobs(n.View()) {
+		keep[digest] = true
+		entries, err := n.cfg.Blobs.ReadListing(digest)
+		if err != nil {
+			continue // a file, not a directory
+		}
+		for _, e := range entries {
+			keep[e.Digest] = true
+		}
+	}
+	return keep
 }
 
 // nextWake is the wait until the first stack is to be decided again; 0 = none is.

@@ -215,8 +215,16 @@ func (w workerLog) Settled() bool {
 	return w.settled.Load()
 }
 
+// eventsOfNodes keeps the keys of nodes' events apart from those of the leader's plans.
+const eventsOfNodes = 5000
+
 // Report proposes what this node observed.
-func (w workerLog) Report(ctx context.Context, items []state.Item) error {
+func (w workerLog) Report(ctx context.Context, items []state.Item, events []state.Event) error {
+	now := w.now()
+	for i, e := range events {
+		e.Time = now.Wall.UTC()
+		items = append(items, state.Item{state.Set(state.EventKey(now.Log, eventsOfNodes+i), e)})
+	}
 	_, err := w.propose(ctx, state.Command{Actor: "node/" + w.cfg.ID, Items: items})
 	return err
 }

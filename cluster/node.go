@@ -74,6 +74,8 @@ type Sources interface {
 	Newest(ctx context.Context, src Source) (manifest.Revision, error)
 	// Relation says how a commit stands to an earlier one.
 	Relation(ctx context.Context, src Source, earlier, commit string) (reconcile.Relation, error)
+	// Tidy removes what older revisions left on disk.
+	Tidy() error
 	// Test tries a source step by step.
 	Test(ctx context.Context, src Source) (api.SourceReport, error)
 }

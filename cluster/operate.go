@@ -10,10 +10,8 @@ import (
 	"github.com/gitopsd/gitopsd/cluster/api"
 	"github.com/gitopsd/gitopsd/cluster/seal"
 	"github.com/gitopsd/gitopsd/cluster/store"
-	"github.com/gitopsd/gitopsd/policy"
 	"github.com/gitopsd/gitopsd/reconcile"
 	"github.com/gitopsd/gitopsd/reconcile/state"
-	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
 // Reasons that operations give.
@@ -232,20 +230,8 @@ func (n *Node) rollbackTarget(ctx context.Context, s state.Stack, revision strin
 		}
 		return state.Applied{}, api.Conflictf("%s is none of the last revisions of %s: `gitopsctl history %s` lists them", revision, s.Name, s.Name)
 	}
-	spec, ok := reconcile.Rendered(v, to.Release)
-	if !ok {
-		return *to, api.Conflictf("what %s rendered to is not kept any more", to.Revision)
-	}
-	verdict, err := n.cfg.Policy.Review(ctx, policy.Input{Gate: policy.RevisionGate, Stack: spec, Now: n.cfg.Now()})
-	if err != nil || !verdict.Allowed() {
-		why := "policy can't be asked"
-		for _, f := range verdict.Findings {
-			if f.Severity == manifest.Error && !f.Exempted {
-				why = f.String()
-				break
-			}
-		}
-		return *to, api.Deniedf(reconcile.ReasonPolicy, "policy denies %s today: %s", to.Revision, why)
+	if why := n.denied(ctx, *to); why != nil {
+		return *to, api.Deniedf(why.ID, "%s", why.Message)
 	}
 	return *to, nil
 }

@@ -90,7 +90,12 @@ func (a *accepting) run() {
 	}
 	gone := a.removed()
 	next.Waiting = a.holds(gone)
-	switch {
+	switch broken := a.broken(); {
+	case broken != nil && len(next.Waiting) == 0:
+		next.Trouble = broken
+		if a.src.Trouble == nil || *a.src.Trouble != *broken {
+			a.plan.Steps = append(a.plan.Steps, Step{Action: ActFail, Cause: CauseRevision, Source: a.in.Source, Revision: rev, Reason: *broken})
+		}
 	case len(next.Waiting) == 0:
 		next.Accepted = rev
 		a.stacks()
@@ -103,6 +108,16 @@ func (a *accepting) run() {
 	if manifest.Hash(next) != manifest.Hash(a.src) {
 		a.plan.Items = append(a.plan.Items, state.Item{state.Put(a.in.Source, a.version, next)})
 	}
+}
+
+// broken says that the revision as a whole does not render, as when gitops.yaml can't be read: then nothing is known of its stacks, and nothing changes.
+func (a *accepting) broken() *state.Reason {
+	for _, p := range a.in.Bundle.Problems {
+		if p.Stack == "" && p.Severity == manifest.Error {
+			return &state.Reason{ID: ReasonRender, Message: p.String()}
+		}
+	}
+	return nil
 }
 
 // holds lists why the revision as a whole waits for a person. An approval is of one commit.
@@ -313,7 +328,7 @@ func Follow(s *state.Stack, to state.Applied, now time.Time) {
 		s.History = append([]state.Outcome{last}, s.History...)
 		s.History = s.History[:min(len(s.History), state.KeepHistory)]
 	}
-	s.Applied = &to
+	s.Applied, s.Back, s.Banned = &to, nil, nil
 	s.Outcome = state.Outcome{Revision: to.Revision, Release: to.Release, Started: now}
 }
 

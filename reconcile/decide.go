@@ -158,6 +158,15 @@ func (s *stackRun) service(name string) {
 		s.step(Step{Action: ActUpdate, Cause: CauseRevision, Service: name, Task: t.ID, Node: t.Node, Revision: svc.Revision, Fields: fields})
 	}
 	adopted := len(item)
+	if s.goesBack(name, svc) {
+		svc.Reason = *s.entry.Value.Back
+		stable, _ := s.v.Releases.Get(s.next.Stable.Release)
+		svc.Stable, svc.StableRevision = stable.Value.Services[name], s.next.Stable.Revision
+		s.rollback(name, &svc)
+		s.services[name] = svc
+		s.plan.Items = append(s.plan.Items, append(item, state.Put(key, e.Version, svc)))
+		return
+	}
 	out := rollout.Next(rollout.Input{Target: *target, Service: svc, Slots: slots, Hold: s.hold(name, target), CanRollBack: s.canRollBack(svc), Now: s.now.Log})
 	svc = out.Service
 	s.plan.wake(s.name, out.Wake)
@@ -194,12 +203,26 @@ func (s *stackRun) hold(name string, target *manifest.Service) state.Reason {
 }
 
 func (s *stackRun) canRollBack(svc state.Service) bool {
-	return svc.Stable != "" && svc.Stable != svc.Target && has(s.v.Specs, svc.Stable)
+	return svc.Stable != "" && svc.Stable != svc.Target && s.entry.Value.Banned == nil && has(s.v.Specs, svc.Stable)
+}
+
+// goesBack says whether a service that is fine goes back because another one of its stack failed (rollback: stack).
+func (s *stackRun) goesBack(name string, svc state.Service) bool {
+	back := s.entry.Value.Back
+	if back == nil || s.next.Stable == nil || svc.Target != s.release.Services[name] || svc.Bad != "" {
+		return false
+	}
+	stable, ok := s.v.Releases.Get(s.next.Stable.Release)
+	was := stable.Value.Services[name]
+	return ok && was != "" && was != svc.Target && has(s.v.Specs, was)
 }
 
 // rollback makes the stable spec the target again and remembers the bad one, so that it is not tried again until Git changes.
 func (s *stackRun) rollback(name string, svc *state.Service) {
 	why := svc.Reason
+	if s.release.Stack.RollbackStack && s.next.Back == nil {
+		s.next.Back = &state.Reason{ID: why.ID, Message: name + ": " + why.Message}
+	}
 	svc.Bad, svc.BadRevision = svc.Target, svc.Revision
 	svc.Target, svc.Revision = svc.Stable, svc.StableRevision
 	svc.Step, svc.Started, svc.Failed = state.StepRollback, s.now.Log, nil

@@ -150,6 +150,8 @@ func syncOf(s state.Stack, src state.Source) (Sync, []state.Reason) {
 		return Failed, s.Wanted.Reasons
 	case len(src.Waiting) > 0:
 		return Blocked, src.Waiting
+	case src.Trouble != nil && src.Trouble.ID == ReasonRender:
+		return Failed, []state.Reason{*src.Trouble}
 	case s.Wanted.Decision == state.DecisionBlocked:
 		return Blocked, s.Wanted.Reasons
 	case s.Pinned != nil:

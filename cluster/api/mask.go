@@ -39,7 +39,8 @@ func maskText(path, text string) string {
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
 		return text
 	}
-	return string(manifest.Canonical(maskValue(path, v)))
+	field := path[strings.LastIndex(path, ".")+1:]
+	return string(manifest.Canonical(maskValue("", strings.ToLower(field), v)))
 }
 
 func maskDrift(ds []TaskDrift) {
@@ -57,38 +58,41 @@ func maskDrift(ds []TaskDrift) {
 	}
 }
 
-// maskRecord hides what looks like a secret in a record of the runtime: in objects by the name of the field, in lists of KEY=VALUE by the key.
+// maskRecord hides what looks like a secret in a record of the runtime.
 func maskRecord(raw json.RawMessage) (json.RawMessage, error) {
 	var v any
 	if err := json.Unmarshal(raw, &v); err != nil {
 		return nil, fmt.Errorf("read the runtime's record: %w", err)
 	}
-	out, err := json.Marshal(maskValue("", v))
+	out, err := json.Marshal(maskValue("", "", v))
 	if err != nil {
 		return nil, fmt.Errorf("write the runtime's record: %w", err)
 	}
 	return out, nil
 }
 
-// namedValues are the objects whose fields are named by people, so that a name like a password's means one.
-var namedValues = map[string]bool{"env": true, "labels": true, "options": true, "environment": true}
+// named are the objects whose fields are named by people, so that a name like a password's means one.
+var named = map[string]bool{"env": true, "environment": true, "labels": true, "options": true}
 
-func maskValue(path string, v any) any {
+// maskValue hides values in the field of an owner: texts in an object that is named by people by the field's name, and texts KEY=VALUE of a list, as environments
+// and arguments are, by the key.
+func maskValue(owner, field string, v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		for k, e := range v {
-			v[k] = maskValue(path+"."+strings.ToLower(k), e)
+			v[k] = maskValue(field, strings.ToLower(k), e)
 		}
 	case []any:
 		for i, e := range v {
-			v[i] = maskValue(path+"[]", e)
+			text, isText := e.(string)
+			if key, _, ok := strings.Cut(text, "="); isText && ok && manifest.Sensitive("env."+key) {
+				v[i] = key + "=" + stars
+				continue
+			}
+			v[i] = maskValue(owner, field, e)
 		}
 	case string:
-		parts := strings.Split(strings.ReplaceAll(path, "[]", ""), ".")
-		if key, _, ok := strings.Cut(v, "="); ok && strings.HasSuffix(path, "env[]") && manifest.Sensitive("env."+key) {
-			return key + "=" + stars
-		}
-		if n := len(parts); n > 1 && namedValues[parts[n-2]] && manifest.Sensitive("env."+parts[n-1]) {
+		if named[owner] && manifest.Sensitive("env."+field) {
 			return stars
 		}
 	}

@@ -146,7 +146,8 @@ func (r *Runtime) Stats(ctx context.Context, id string) (worker.Stats, error) {
 	return s, nil
 }
 
-// removeCgroups removes a group and all below it, in each hierarchy. Groups that still have processes are left, with an error.
+// removeCgroups removes a group and all below it, in each hierarchy, and those above it that runc made on the way and that are empty now.
+// A group that still has processes is left, with an error.
 func removeCgroups(parent string) error {
 	if path.Clean(parent) == "/" {
 		return nil
@@ -181,6 +182,11 @@ func removeCgroups(parent string) error {
 		for i := len(dirs) - 1; i >= 0; i-- { // children come after their parents
 			if err := unix.Rmdir(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove cgroup %s: %w", dirs[i], err)
+			}
+		}
+		for above := path.Dir(parent); above != "/"; above = path.Dir(above) {
+			if err := unix.Rmdir(filepath.Join(root, above)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				break // others use it
 			}
 		}
 	}

@@ -65,7 +65,8 @@ func TestHardeningIsDockersAndCanBeChanged(t *testing.T) {
 		set  func(*manifest.Container)
 		want map[string]string
 	}{
-		{"default", func(*manifest.Container) {}, map[string]string{"cap_bnd": dockers, "cap_eff": dockers, "cap_inh": capMask(), "seccomp": "2", "nnp": "0"}},
+		{"default", func(*manifest.Container) {},
+			map[string]string{"cap_bnd": dockers, "cap_eff": dockers, "cap_inh": capMask(), "seccomp": "2", "nnp": "0"}},
 		{"dropall", func(c *manifest.Container) { c.CapDrop, c.CapAdd = []string{"ALL"}, []string{"NET_BIND_SERVICE"} },
 			map[string]string{"cap_bnd": capMask(unix.CAP_NET_BIND_SERVICE), "cap_eff": capMask(unix.CAP_NET_BIND_SERVICE)}},
 		{"unconfined", func(c *manifest.Container) { c.SecurityOpt = []string{"seccomp=unconfined", "no-new-privileges:true"} },
@@ -288,7 +289,8 @@ func TestMistakesArePermanentAndSayTheWayOut(t *testing.T) {
 func TestImagesVolumesHealthAndConfigAreRead(t *testing.T) {
 	n := newNode(t)
 	ref, digest := n.image(image.Spec{
-		Name: "lab/config:2", Entrypoint: []string{"/app"}, Cmd: []string{"serve"}, User: "app:video", WorkingDir: "/data", Volumes: []string{"/b", "/a"},
+		Name: "lab/config:2", Entrypoint: []string{"/app"}, Cmd: []string{"serve"}, User: "app:video",
+		WorkingDir: "/data", Volumes: []string{"/b", "/a"},
 		ExposedPorts: []string{"9090/udp", "8080/tcp"}, StopSignal: "SIGINT", Env: map[string]string{"K": "v"},
 		Users:  workload.Users,
 		Health: &image.Health{Test: []string{"CMD-SHELL", "true"}, Interval: 3 * time.Second, Timeout: 2 * time.Second, Retries: 4},
@@ -300,7 +302,8 @@ func TestImagesVolumesHealthAndConfigAreRead(t *testing.T) {
 		"[/a /b] [8080/tcp 9090/udp] SIGINT /data app:video [/app] [serve]" || !slices.Contains(c.Env, "K=v") {
 		t.Errorf("config %+v", c)
 	}
-	want := manifest.Health{Test: []string{"CMD-SHELL", "true"}, Interval: manifest.Duration(3 * time.Second), Timeout: manifest.Duration(2 * time.Second), Retries: 4}
+	want := manifest.Health{Test: []string{"CMD-SHELL", "true"},
+		Interval: manifest.Duration(3 * time.Second), Timeout: manifest.Duration(2 * time.Second), Retries: 4}
 	if c.Health == nil || fmt.Sprint(*c.Health) != fmt.Sprint(want) {
 		t.Errorf("health %+v, want %+v", c.Health, want)
 	}
@@ -415,13 +418,14 @@ func TestContainersAndLogsOutliveTheAgentAndContainerd(t *testing.T) {
 		return err == nil
 	})
 	after := n.get("talker")
-	if after.Phase != worker.Running || after.PID != before.PID || !after.StartedAt.Equal(before.StartedAt) || after.Labels["task"] != "shop/web.1.1" {
+	if after.Phase != worker.Running || after.PID != before.PID || !after.StartedAt.Equal(before.StartedAt) ||
+		after.Labels["task"] != "shop/web.1.1" {
 		t.Errorf("adopted %+v, was %+v", after, before)
 	}
 	if c := n.exited("short"); c.ExitCode != 5 {
 		t.Errorf("what ended meanwhile: %+v", c)
 	}
-	n.must(n.Stop(ctx, "talker", "SIGTERM", patience))
+	n.must(n.Stop(ctx, "talker", "SIGKILL", patience))
 	n.must(n.Remove(ctx, "talker"))
 	next := map[tasklog.Stream]int{tasklog.Stdout: 1, tasklog.Stderr: 1}
 	n.must(tasklog.Read(ctx, s.LogDir, tasklog.Query{}, func(e tasklog.Entry) error {

@@ -84,13 +84,16 @@ func TestCopyUpStaysInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	image := t.TempDir()
-	err := errors.Join(os.Symlink(outside, filepath.Join(image, "absolute")), os.Symlink("../../../../../../../../"+outside, filepath.Join(image, "relative")),
+	err := errors.Join(os.Symlink(outside, filepath.Join(image, "absolute")),
+		os.Symlink("../../../../../../../../"+outside, filepath.Join(image, "relative")),
 		os.MkdirAll(filepath.Join(image, "real/dir"), 0o755), os.WriteFile(filepath.Join(image, "real/dir/f"), nil, 0o600),
 		os.Symlink("/real", filepath.Join(image, "inside")), os.WriteFile(filepath.Join(image, "file"), nil, 0o600))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for target, want := range map[string]int{"/absolute": 0, "/relative": 0, "/none": 0, "/file": 0, "/file/below": 0, "/inside/dir": 1, "/../../real/dir": 1} {
+	for target, want := range map[string]int{
+		"/absolute": 0, "/relative": 0, "/none": 0, "/file": 0, "/file/below": 0, "/inside/dir": 1, "/../../real/dir": 1,
+	} {
 		volume := t.TempDir()
 		if err := copyUp(image, target, volume); err != nil {
 			t.Errorf("%s: %v", target, err)

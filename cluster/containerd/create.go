@@ -91,7 +91,8 @@ func (r *Runtime) create(ctx context.Context, spec *worker.ContainerSpec, img *i
 			}
 		}
 	}()
-	rootfs, err := r.client.SnapshotService(r.o.Snapshotter).Prepare(ctx, spec.ID, img.chain, snapshots.WithLabels(map[string]string{managedLabel: "true"}))
+	ours := snapshots.WithLabels(map[string]string{managedLabel: "true"})
+	rootfs, err := r.client.SnapshotService(r.o.Snapshotter).Prepare(ctx, spec.ID, img.chain, ours)
 	if err != nil {
 		if errdefs.IsNotFound(err) {
 			r.forget(img)

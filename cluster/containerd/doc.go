@@ -8,13 +8,13 @@
 //
 // Words: a record is containerd's note of a container or an image; it outlives reboots, and its labels are this node's own record of what it
 // made. A task is containerd's word for the process of a container; it is called process here, because a task is something larger in
-// this program. A shim is containerd's small process beside each container. A snapshot is a container's root file system. The keeper is our own
-// small program beside each container: it writes the log (package tasklog), and inside a container it is the init process where one
+// this program. A shim is containerd's small process beside each container. A snapshot is a container's root file system. The keeper is our
+// own small program beside each container: it writes the log (package tasklog), and inside a container it is the init process where one
 // is asked for.
 //
-// What outlives what: a container needs its shim and its keeper, and nothing else. Both are children of neither this process nor of containerd,
-// so either may be killed and started again; exits that happened meanwhile are still told. The keeper is started by the shim and asks the
-// kernel to be spared when memory runs out, for without it a container that writes gets a broken pipe.
+// What outlives what: a container needs its shim and its keeper, and nothing else. The shim is no child of ours nor of containerd, and the
+// keeper is the shim's child, so agent and containerd may be killed and started again; exits that happened meanwhile are still told. The keeper
+// asks the kernel to be spared when memory runs out, for without it a container that writes gets a broken pipe.
 //
 // Everything is in one containerd namespace, one cgroup parent and one state directory, so that RemoveAll leaves nothing. Two agents on
 // one machine must have different namespaces.

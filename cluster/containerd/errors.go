@@ -41,7 +41,7 @@ func wrap(err error, format string, args ...any) error {
 		return fmt.Errorf("%s: %w", tried, err)
 	}
 	switch {
-	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errdefs.IsCanceled(err) || errdefs.IsDeadlineExceeded(err):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errdefs.IsCanceled(err), errdefs.IsDeadlineExceeded(err):
 		return fmt.Errorf("%s: %w", tried, err)
 	case errdefs.IsNotFound(err):
 		return withKind(worker.ErrNotFound, "%s: %s", tried, plain(err))
@@ -84,7 +84,8 @@ func startError(err error, program string) error {
 	case strings.Contains(low, "executable file not found"), exec && strings.Contains(low, "no such file or directory"):
 		return permanent("the image has no executable %q: check `command:` and `entrypoint:` (%s)", program, lastPart(text))
 	case exec && strings.Contains(low, "permission denied"):
-		return permanent("%q cannot be executed, permission denied: check its mode, and that no noexec mount covers it (%s)", program, lastPart(text))
+		return permanent("%q cannot be executed, permission denied: check its mode, and that no noexec mount covers it (%s)",
+			program, lastPart(text))
 	case exec && strings.Contains(low, "is a directory"):
 		return permanent("%q is a directory, not a program (%s)", program, lastPart(text))
 	case strings.Contains(low, "exec format error"):

@@ -133,6 +133,7 @@ func (x *execution) run(ctx context.Context, task client.Task, spec *specs.Proce
 	resizing.Go(func() { x.attend(after, p, stdin.end, stop) })
 	select {
 	case status := <-waiting:
+		drain(ctx, p)
 		return x.exit(status)
 	case <-ctx.Done():
 	}
@@ -146,6 +147,25 @@ func (x *execution) run(ctx context.Context, task client.Task, spec *specs.Proce
 		return 0, fmt.Errorf("%s: %w", x.tried, ctx.Err())
 	case <-gone.C:
 		return 0, fmt.Errorf("%s: it was killed and did not end: %w", x.tried, ctx.Err())
+	}
+}
+
+// drainTime bounds the wait for output after a command's end. Only a child of the command that lives on and keeps its output open needs it.
+const drainTime = 5 * time.Second
+
+// drain waits until the output of a command that has ended is read: cleaning up closes it, read or not.
+func drain(ctx context.Context, p client.Process) {
+	done := make(chan struct{})
+	go func() {
+		p.IO().Wait() // ends when the process is deleted, at the latest
+		close(done)
+	}()
+	limit := time.NewTimer(drainTime)
+	defer limit.Stop()
+	select {
+	case <-done:
+	case <-limit.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -177,6 +197,10 @@ func (x *execution) streams(stdin io.Reader, fifos string) cio.Creator {
 	if errs == nil {
 		errs = io.Discard
 	}
+	if same(out, errs) {
+		both := &oneAtATime{w: out}
+		out, errs = both, both
+	}
 	if x.req.Stdin == nil {
 		stdin = nil
 	}
@@ -185,6 +209,24 @@ func (x *execution) streams(stdin io.Reader, fifos string) cio.Creator {
 		opts = append(opts, cio.WithTerminal)
 	}
 	return cio.NewCreator(opts...)
+}
+
+// same says whether both streams go to one writer. Writers of types that cannot be compared are two.
+func same(a, b io.Writer) bool {
+	defer func() { _ = recover() }()
+	return a == b
+}
+
+// oneAtATime lets two streams share a writer, line by line as they come, as os/exec does.
+type oneAtATime struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (o *oneAtATime) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.w.Write(b)
 }
 
 // attend passes on the terminal's size and the end of standard input until stop closes.

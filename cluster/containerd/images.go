@@ -132,7 +132,8 @@ func (r *Runtime) pull(ctx context.Context, n reference.Named, d digest.Digest, 
 		}
 		if errdefs.IsFailedPrecondition(err) {
 			r.abandon(ctx, err)
-			return withKind(worker.ErrUnavailable, "pull image %s: registry %s sends content that does not have its digest", reference.FamiliarString(n), reference.Domain(n))
+			return withKind(worker.ErrUnavailable, "pull image %s: registry %s sends content that does not have its digest",
+				reference.FamiliarString(n), reference.Domain(n))
 		}
 		return r.registryError(ctx, err, "pull image "+reference.FamiliarString(n), n)
 	}
@@ -277,7 +278,8 @@ func (r *Runtime) Import(ctx context.Context, from io.Reader) ([]string, error) 
 // unpack makes the snapshots of an image's layers, for this node's platform where the image has it, else for what it has.
 func (r *Runtime) unpack(ctx context.Context, rec images.Image) error {
 	match := platforms.Default()
-	if has, err := images.Platforms(ctx, r.client.ContentStore(), rec.Target); err == nil && len(has) > 0 && !slices.ContainsFunc(has, match.Match) {
+	has, err := images.Platforms(ctx, r.client.ContentStore(), rec.Target)
+	if err == nil && len(has) > 0 && !slices.ContainsFunc(has, match.Match) {
 		match = platforms.Only(has[0])
 	}
 	return client.NewImageWithPlatform(r.client, rec, match).Unpack(ctx, r.o.Snapshotter)

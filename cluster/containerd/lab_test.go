@@ -171,8 +171,8 @@ func leftovers(o Options) []string {
 			}
 		}
 	}
-	for _, pattern := range []string{cgroupRoot + o.CgroupParent, cgroupRoot + "/*" + o.CgroupParent, o.StateDir,
-		filepath.Join("/run/containerd/runc", o.Namespace, "*"), filepath.Join(lab.sup.runDir(), "state", "*", o.Namespace, "*")} {
+	for _, pattern := range []string{filepath.Join(cgroupRoot, o.Namespace), filepath.Join(cgroupRoot, "*", o.Namespace), o.StateDir,
+		filepath.Join("/run/containerd/runc", o.Namespace), filepath.Join(lab.sup.runDir(), "state", "*", o.Namespace, "*")} {
 		found, _ := filepath.Glob(pattern)
 		left = append(left, found...)
 	}

@@ -32,7 +32,8 @@ func mounts(c *worker.ContainerSpec, h host) []specs.Mount {
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{access, "nosuid", "noexec", "nodev"}},
 	}
 	// In the host's IPC namespace this shows the host's queues.
-	system = append(system, specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}})
+	system = append(system, specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue",
+		Options: []string{"nosuid", "noexec", "nodev"}})
 	switch c.IPCMode {
 	case "host":
 		system = append(system, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "rprivate"}})

@@ -82,7 +82,8 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// Runtime is a connection to containerd. It implements [worker.Runtime], [worker.Images] and [worker.Inspector], and it is safe for concurrent use.
+// Runtime is a connection to containerd. It implements [worker.Runtime], [worker.Images] and [worker.Inspector], and it is safe for
+// concurrent use.
 type Runtime struct {
 	o       Options
 	client  *client.Client
@@ -133,7 +134,8 @@ func (r *Runtime) open(ctx context.Context) error {
 	if err != nil {
 		return wrap(err, "connect to containerd at %s", r.o.Address)
 	}
-	if err := r.client.NamespaceService().Create(ctx, r.o.Namespace, map[string]string{managedLabel: "true"}); err != nil && !errdefs.IsAlreadyExists(err) {
+	err = r.client.NamespaceService().Create(ctx, r.o.Namespace, map[string]string{managedLabel: "true"})
+	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return wrap(err, "make containerd namespace %s", r.o.Namespace)
 	}
 	if err := os.MkdirAll(r.o.StateDir, 0o700); err != nil {
@@ -168,7 +170,9 @@ func (r *Runtime) in(ctx context.Context) context.Context {
 	return log.WithLogger(namespaces.WithNamespace(ctx, r.o.Namespace), silent)
 }
 
-var silent = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}, Level: logrus.PanicLevel})
+var silent = logrus.NewEntry(&logrus.Logger{
+	Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}, Level: logrus.PanicLevel,
+})
 
 // cleanup is a context for what must be done although ctx may be over.
 func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {

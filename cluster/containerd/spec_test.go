@@ -233,8 +233,9 @@ func TestNothingOpensTheSandboxUnasked(t *testing.T) {
 			Command: list("x"), User: rapid.SampledFrom([]string{"", "0", "1000", "1:2"}).Draw(t, "user"),
 			Init: rapid.Bool().Draw(t, "init"), TTY: rapid.Bool().Draw(t, "tty"), StdinOpen: rapid.Bool().Draw(t, "stdin"),
 			ReadOnly: rapid.Bool().Draw(t, "ro"), NoNewPrivs: rapid.Bool().Draw(t, "nnp"),
-			CapDrop:   rapid.SliceOf(rapid.SampledFrom(append([]string{"ALL"}, defaultCaps...))).Draw(t, "drop"),
-			Resources: manifest.Resources{Memory: manifest.Bytes(rapid.IntRange(0, 1<<30).Draw(t, "memory")), CPU: manifest.CPU(rapid.IntRange(0, 4e9).Draw(t, "cpu"))},
+			CapDrop: rapid.SliceOf(rapid.SampledFrom(append([]string{"ALL"}, defaultCaps...))).Draw(t, "drop"),
+			Resources: manifest.Resources{Memory: manifest.Bytes(rapid.IntRange(0, 1<<30).Draw(t, "memory")),
+				CPU: manifest.CPU(rapid.IntRange(0, 4e9).Draw(t, "cpu"))},
 		}
 		h := host{unified: rapid.Bool().Draw(t, "unified"), apparmor: "p", keeper: "/keeper", openFiles: 1024}
 		s, err := buildSpec(&c, &worker.ImageConfig{}, &userFiles{}, h)
@@ -257,7 +258,9 @@ func TestNothingOpensTheSandboxUnasked(t *testing.T) {
 		if d := s.Linux.Resources.Devices; len(d) != 1 || d[0].Allow {
 			t.Fatalf("devices %+v", d)
 		}
-		for _, want := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace} {
+		for _, want := range []specs.LinuxNamespaceType{
+			specs.PIDNamespace, specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace,
+		} {
 			if !slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == want }) {
 				t.Fatalf("no %s namespace", want)
 			}

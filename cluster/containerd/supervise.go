@@ -161,8 +161,8 @@ func (s *Supervisor) prepare() error {
 		"state = " + q(filepath.Join(s.runDir(), "state")),
 		"oom_score = -999",
 		// Nothing of Kubernetes, no storage that needs its own set-up, and no directory outside of ours.
-		`disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri",`,
-		`  "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",`,
+		`disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",`,
+		`  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",`,
 		`  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",`,
 		`  "io.containerd.snapshotter.v1.zfs"]`,
 		"[grpc]", "  address = " + q(s.Address()),

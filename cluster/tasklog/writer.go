@@ -205,7 +205,8 @@ func NewSplitter(w *Writer, s Stream) *Splitter {
 // Space is where the next bytes go. It is never empty.
 func (s *Splitter) Space() []byte { return s.buf[s.fill:] }
 
-// Take adds the lines that ended within the n bytes just put into Space, all with the time t. A line longer than [MaxText] is added in pieces.
+// Take adds the lines that ended within the n bytes just put into Space, all with the time t. A line longer than [MaxText] is added in
+// pieces.
 func (s *Splitter) Take(t time.Time, n int) {
 	s.fill += n
 	rest := s.buf[:s.fill]

@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -413,5 +415,40 @@ func (j *job) limit(ctx context.Context) error {
 }
 
 func (w *Worker) logDir(task, container string) string {
-	return filepath.Join(w.cfg.LogDir, fileName(task), container)
+	return filepath.Join(w.cfg.LogDir, filepath.FromSlash(task), container)
+}
+
+// keepLogs is for how many tasks of a slot that are gone the logs stay.
+const keepLogs = 2
+
+// tidyLogs removes the logs of tasks that are long gone.
+func (w *Worker) tidyLogs(view *state.View) {
+	stacks, err := os.ReadDir(w.cfg.LogDir)
+	if err != nil {
+		return
+	}
+	for _, stack := range stacks {
+		tasks, err := os.ReadDir(filepath.Join(w.cfg.LogDir, stack.Name()))
+		if err != nil {
+			continue
+		}
+		gone := map[string][]int{} // slot -> generations
+		for _, t := range tasks {
+			i := strings.LastIndexByte(t.Name(), '.')
+			if _, ok := view.Tasks.Get(stack.Name() + "/" + t.Name()); ok || i < 0 {
+				continue
+			}
+			if gen, err := strconv.Atoi(t.Name()[i+1:]); err == nil {
+				gone[t.Name()[:i]] = append(gone[t.Name()[:i]], gen)
+			}
+		}
+		for slot, gens := range gone {
+			slices.Sort(gens)
+			for _, gen := range gens[:max(0, len(gens)-keepLogs)] {
+				if err := os.RemoveAll(filepath.Join(w.cfg.LogDir, stack.Name(), fmt.Sprintf("%s.%d", slot, gen))); err != nil {
+					w.log.Warn("remove an old log", "err", err)
+				}
+			}
+		}
+	}
 }

@@ -56,8 +56,8 @@ type Log interface {
 	Changed(after uint64) <-chan struct{}
 	// Settled says whether the replica has all that was decided before this agent started. Once true, it stays so.
 	Settled() bool
-	// Report proposes items on behalf of this node. An error means that they are to be proposed again.
-	Report(ctx context.Context, items []state.Item) error
+	// Report proposes items on behalf of this node, with events that tell of them. An error means that they are to be proposed again.
+	Report(ctx context.Context, items []state.Item, events []state.Event) error
 }
 
 // Config is all that a worker needs. Every field but Logger must be set.
@@ -177,6 +177,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		case <-wake.C:
 		case <-relist.C:
 			w.dirty = true
+			w.tidyLogs(view)
 			if _, err := w.cfg.Network.Prepare(ctx); err != nil && ctx.Err() == nil {
 				w.log.Error("check the node's network", "err", err)
 			}
@@ -231,6 +232,7 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 	w.checks(ctx, group, assigned)
 	in := converge.Input{Node: w.cfg.Node, Assigned: assigned, Containers: w.containers, Memory: map[string]converge.Memory{}, Settled: w.cfg.Log.Settled(), Now: now}
 	for id, m := range w.memory {
+		m.Ended = w.last[id].Ended
 		in.Memory[id] = m.Memory
 	}
 	out := converge.Next(in)
@@ -323,10 +325,13 @@ func (w *Worker) report(ctx context.Context, group *sync.WaitGroup, view *state.
 		return
 	}
 	var items []state.Item
+	var events []state.Event
 	for _, id := range slices.Sorted(maps.Keys(reports)) {
 		old, ok := view.Reports.Get(id)
 		if r := reports[id]; !ok || !reflect.DeepEqual(normal(old.Value), normal(r)) {
 			items = append(items, state.Item{state.Set(id, r)})
+			t, _ := view.Tasks.Get(id)
+			events = append(events, converge.Events(t.Value, old.Value, r)...)
 		}
 	}
 	if len(items) == 0 {
@@ -334,7 +339,7 @@ func (w *Worker) report(ctx context.Context, group *sync.WaitGroup, view *state.
 	}
 	w.reporting = true
 	group.Go(func() {
-		err := w.cfg.Log.Report(ctx, items)
+		err := w.cfg.Log.Report(ctx, items, events)
 		w.post(ctx, func() {
 			w.reporting = false
 			if err != nil {

@@ -225,7 +225,7 @@ func FuzzMarkdown(f *testing.F) {
 	f.Add("[x](javascript:alert(1)) ![i](http://h/i.png) @all | `a` \n# b")
 	f.Fuzz(func(t *testing.T, s string) {
 		out := md(s)
-		if i := strings.IndexAny(out, "<>[]()|`*_\\\n\"'@"); i >= 0 {
+		if i := strings.IndexAny(out, "<>[]()|`*_\\\n\"'@!~$"); i >= 0 {
 			t.Fatalf("md(%q) = %q lets %q pass", s, out, out[i])
 		}
 		if strings.Contains(out, "://") {

@@ -120,27 +120,30 @@ func short(s string) string {
 	return s
 }
 
-// md writes text so that Markdown and HTML find nothing of theirs in it. Every letter with a meaning becomes a character reference, which both only
-// turn back when they show it; a mention or an address with a scheme is broken by one, too.
-func md(s string) string {
-	var b strings.Builder
-	for _, r := range short(cleanLine(s)) {
-		if strings.ContainsRune("\\`*_{}[]()<>#+-!|&~\"'$@:/", r) {
-			fmt.Fprintf(&b, "&#%d;", r)
-			if r == '@' {
-				b.WriteRune('\u200b') // forges look for mentions in what is shown, too
-			}
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
+// md writes text so that Markdown and HTML find nothing of theirs in it. Every letter with a meaning becomes a character reference, which both only turn back
+// when they show it. An invisible space breaks mentions, which forges look for in what is shown, too.
+func md(s string) string { return strings.ReplaceAll(escape(s), "&#64;", "&#64;\u200b") }
 
-// code writes text as code that stands in a table: HTML's code, since Markdown's own can't hold every letter.
+// code writes text as code that stands in a table: HTML's code, since Markdown's own can't hold every letter. Forges link nothing in it.
 func code(s string) string {
 	if s == "" {
 		return ""
 	}
-	return "<code>" + md(s) + "</code>"
+	return "<code>" + escape(s) + "</code>"
+}
+
+func escape(s string) string {
+	s = short(cleanLine(s))
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case strings.ContainsRune("\\`*_[]()<>|&~\"'$@#!", r),
+			r == ':' && strings.HasPrefix(s[i:], "://"), // an address becomes a link by itself
+			r == '.' && strings.HasSuffix(strings.ToLower(s[:i]), "www"):
+			fmt.Fprintf(&b, "&#%d;", r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }

@@ -125,10 +125,21 @@ func (c *cli) writeReasons(st api.Status) {
 		if s.Ready || s.Sync == reconcile.Blocked && waits(st.Sources, s.Source) {
 			continue // the source said it for all its stacks
 		}
-		for _, r := range s.Reasons {
+		for _, r := range distinct(s.Reasons) {
 			line(s.Name, r)
 		}
 	}
+}
+
+// distinct leaves out reasons that only say again what an earlier one said in more words: a stack's outcome and its service may tell of one thing.
+func distinct(rs []state.Reason) []state.Reason {
+	var out []state.Reason
+	for _, r := range rs {
+		if !slices.ContainsFunc(out, func(o state.Reason) bool { return o.ID == r.ID && strings.Contains(o.Message, r.Message) }) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 func waits(sources []api.SourceStatus, name string) bool {
@@ -171,7 +182,7 @@ func (c *cli) writeStack(s reconcile.StackStatus) {
 	if s.Removing {
 		field("Removing", text("yes"))
 	}
-	for _, r := range s.Reasons {
+	for _, r := range distinct(s.Reasons) {
 		field("Because", cell{text: reason(r)})
 	}
 	if len(s.Services) > 0 {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/gitopsd/gitopsd/cluster"
@@ -25,7 +27,10 @@ type sources struct {
 	cluster string
 	log     *slog.Logger
 
+	loading sync.RWMutex // held for writing while checkouts are removed
+
 	mu     sync.Mutex
+	trees  map[string]string // by source: the tree that was loaded last
 	tip    func(context.Context, cluster.Tip) error
 	caches map[string]*compose.Cache // by source
 }
@@ -35,7 +40,7 @@ func newSources(dir, clusterName string, log *slog.Logger) (*sources, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sources{store: store, cluster: clusterName, log: log, caches: map[string]*compose.Cache{}}
+	s := &sources{store: store, cluster: clusterName, log: log, caches: map[string]*compose.Cache{}, trees: map[string]string{}}
 	s.watcher = git.NewWatcher(git.WatchConfig{Deliver: s.delivered, Logger: log})
 	return s, nil
 }
@@ -90,6 +95,8 @@ func (s *sources) Newest(ctx context.Context, src cluster.Source) (manifest.Revi
 
 // Load implements cluster.Sources.
 func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Revision) (*cluster.Loaded, error) {
+	s.loading.RLock()
+	defer s.loading.RUnlock()
 	sp, tip := spec(src), git.Tip{Ref: rev.Ref, Commit: rev.Commit}
 	preview := rev.Commit == ""
 	if preview {
@@ -107,6 +114,11 @@ func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Rev
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !preview {
+		s.mu.Lock()
+		s.trees[src.Name] = co.Tree
+		s.mu.Unlock()
 	}
 	b, err := compose.Load(ctx, compose.Options{
 		Root: co.Dir, Path: src.Path, Source: src.Name, Revision: manifest.Revision{Ref: co.Ref, Commit: co.Commit}, Cluster: s.cluster,
@@ -130,6 +142,15 @@ func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Rev
 		defer root.Close()
 		return root.ReadFile(filepath.FromSlash(ref.Path))
 	}}, nil
+}
+
+// Tidy implements cluster.Sources: of each source, the checkout that was loaded last stays.
+func (s *sources) Tidy() error {
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.store.Prune(slices.Sorted(maps.Values(s.trees)))
 }
 
 // unsigned says whether a commit was refused for its signature.

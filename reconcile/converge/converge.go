@@ -77,6 +77,7 @@ type Memory struct {
 	Trouble *Trouble          // the last action failed
 	Killed  int               // attempt that was stopped for being unhealthy
 	Network bool              // the task's network namespace is there
+	Ended   state.Reason      // how the attempt before ended, as told last
 	Ends    []time.Time       // when attempts ended by themselves, for restart_policy.window
 }
 
@@ -215,7 +216,7 @@ func ids(cs []Container) []string {
 }
 
 func (n *node) next() state.Report {
-	rep := state.Report{Attempt: n.a.Last.Attempt, Images: n.images(), Failures: n.a.Last.Failures, ExitCode: n.a.Last.ExitCode}
+	rep := state.Report{Ended: n.ending(), Attempt: n.a.Last.Attempt, Images: n.images(), Failures: n.a.Last.Failures, ExitCode: n.a.Last.ExitCode}
 	attempt := 0
 	for _, c := range n.all {
 		attempt = max(attempt, c.Attempt)
@@ -226,7 +227,7 @@ func (n *node) next() state.Report {
 		}
 	}
 	if attempt > 0 {
-		rep.Attempt, rep.Failures = attempt, n.cur[0].Failures
+		rep.Attempt, rep.Failures = attempt, max(rep.Failures, n.cur[0].Failures)
 	}
 	if n.mem.Busy { // what is seen now is half of something: what was told last stands
 		return n.busy()
@@ -254,6 +255,14 @@ func (n *node) next() state.Report {
 		return n.start(rep)
 	}
 	return n.running(rep)
+}
+
+// ending is how the attempt before this one ended.
+func (n *node) ending() state.Reason {
+	if n.mem.Ended.ID != "" {
+		return n.mem.Ended
+	}
+	return n.a.Last.Ended
 }
 
 // busy is the report of a task while an action of it is under way.
@@ -389,8 +398,9 @@ func (n *node) restart(rep state.Report) state.Report {
 	killed := n.mem.Killed == c.Attempt && c.Attempt > 0
 	failure := c.ExitCode != 0 || c.OOM || killed
 	rep.ExitCode, rep.Reason = c.ExitCode, why(c, killed, n.mem.Why)
+	rep.Ended = rep.Reason
 	if failure {
-		rep.Failures = c.Failures + 1
+		rep.Failures = max(rep.Failures, c.Failures+1)
 	}
 	again := false
 	switch n.a.Spec.Restart.Condition {

@@ -115,6 +115,7 @@ type machine struct {
 	unmade int // slots that are not of the target yet
 	unwell int // slots whose task is not ready
 	lost   int // slots whose new task failed while the old one is still there
+	broken int // slots whose only task failed, or was ready once and is not ready by its deadline: nobody waits for them
 }
 
 func (m *machine) wake(at time.Time) {
@@ -305,10 +306,23 @@ func (m *machine) settle(slot Slot, cur *Task, old []*Task) bool {
 	case !cur.Done.IsZero() || failed:
 		// It was ready once, or counts as failed: the node goes on with it by its restart policy; the rollout does not wait for it.
 		m.unwell++
+		if end := cur.Made.Add(m.policy.Deadline.Std()); failed || !m.in.Now.Before(end) {
+			m.broken++
+			m.blame(cur)
+		} else if m.active() {
+			m.wake(end)
+		}
 		return true
 	}
 	m.unwell++
 	return false
+}
+
+// blame names a task that was ready once as the reason why a rollout does not end, where there is none yet.
+func (m *machine) blame(t *Task) {
+	if svc := &m.out.Service; m.active() && svc.Reason.ID == "" {
+		svc.Reason = state.Reason{ID: ReasonDeadline, Message: fmt.Sprintf("%s was healthy, but is not any more: %s", t.ID, t.Report.Reason.Message)}
+	}
 }
 
 // rest counts a slot as busy for the delay after it was done, and keeps watching it.
@@ -412,7 +426,8 @@ func (m *machine) finish() {
 		m.recover()
 		return
 	}
-	if m.unmade == 0 && m.lost > 0 && m.busy == 0 && len(m.out.Moves) == 0 {
+	stuck := m.lost > 0 || m.broken > 0 && m.broken == m.unwell && !m.inFlight()
+	if m.unmade == 0 && stuck && m.busy == 0 && len(m.out.Moves) == 0 {
 		svc.Step = state.StepPaused
 		m.out.Ended = true
 		return

@@ -152,7 +152,8 @@ type Stack struct {
 	Suspended *Reason   `json:"suspended,omitempty"` // a person said so
 	Pinned    *Reason   `json:"pinned,omitempty"`    // a person rolled back; Git is followed again after unpin
 	Removing  bool      `json:"removing,omitempty"`  // Git no longer names it
-	Approved  string    `json:"approved,omitempty"`  // release that a person approved
+	Back      *Reason   `json:"back,omitempty"`      // one service failed and the stack asks to go back as a whole
+	Banned    *Reason   `json:"banned,omitempty"`    // policy denies Stable today: nothing may be rolled back to it
 }
 
 // KeepHistory is the number of earlier outcomes that a stack remembers.
@@ -304,6 +305,7 @@ type Report struct {
 	Health   Health            `json:"health,omitempty"`
 	ExitCode int               `json:"exitCode,omitempty"` // of the last end
 	Reason   Reason            `json:"reason,omitzero"`    // why it is not running or not healthy
+	Ended    Reason            `json:"ended,omitzero"`     // how the attempt before this one ended
 	Failures int               `json:"failures,omitempty"` // ends and failed health checks that were failures, since the task was made
 	Images   map[string]string `json:"images,omitempty"`   // container -> digest that it was created from
 	Drift    []Drift           `json:"drift,omitempty"`    // found now and not healed

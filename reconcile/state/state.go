@@ -17,7 +17,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -222,7 +221,7 @@ func strict(data []byte, into any) error {
 	if err := d.Decode(into); err != nil {
 		return err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) { // More would pass over a closing bracket
+	if rest := data[d.InputOffset():]; len(bytes.TrimSpace(rest)) > 0 {
 		return errors.New("more than one value")
 	}
 	return nil

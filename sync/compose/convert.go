@@ -35,7 +35,8 @@ type part struct {
 }
 
 func (c *converter) stack() *manifest.Stack {
-	c.out = &manifest.Stack{Name: c.project.Name, Dir: c.plan.dir, Files: c.plan.files, Origins: map[string]manifest.Pos{}, SecretValues: map[string][]byte{}}
+	c.out = &manifest.Stack{Name: c.project.Name,
+		Dir: c.plan.dir, Files: c.plan.files, Origins: map[string]manifest.Pos{}, SecretValues: map[string][]byte{}}
 	c.shared, c.used = map[string]bool{}, map[string]bool{}
 	c.out.Origins[""] = manifest.Pos{File: c.plan.files[0]}
 	c.settings()
@@ -105,7 +106,7 @@ func (c *converter) settings() {
 	} else {
 		c.out.Origins["dependsOn"] = pos
 	}
-	s.DependsOn = sorted(append(e.DependsOn, x.DependsOn...))
+	s.DependsOn = sorted(slices.Concat(e.DependsOn, x.DependsOn))
 	s.Suspended = e.Suspend || x.Suspend
 	if cl := e.Clusters[c.loader.opts.Cluster]; cl.Suspend != nil {
 		s.Suspended = *cl.Suspend
@@ -122,7 +123,7 @@ func (c *converter) settings() {
 	if drift == "report" {
 		s.Drift = manifest.DriftReport
 	}
-	s.IgnoreDrift = sorted(append(e.Ignore, x.Ignore...))
+	s.IgnoreDrift = sorted(slices.Concat(e.Ignore, x.Ignore))
 	if s.Policy = e.Policy; s.Policy == "" {
 		s.Policy = c.loader.settings.Policy
 	}
@@ -223,13 +224,15 @@ func (c *converter) origins(in types.ServiceConfig) {
 func (c *converter) image(in types.ServiceConfig) string {
 	if in.Image == "" {
 		if in.Build == nil && in.Provider == nil {
-			c.say(manifest.Error, "image", in.Name, "image", "the service has no image; name one, such as image: docker.io/library/nginx:1.29")
+			c.say(manifest.Error,
+				"image", in.Name, "image", "the service has no image; name one, such as image: docker.io/library/nginx:1.29")
 		}
 		return ""
 	}
 	named, err := reference.ParseNormalizedNamed(in.Image)
 	if err != nil {
-		c.say(manifest.Error, "image", in.Name, "image", "the image %q is not a name of an image (is a variable in it empty?): %v", in.Image, err)
+		c.say(manifest.Error,
+			"image", in.Name, "image", "the image %q is not a name of an image (is a variable in it empty?): %v", in.Image, err)
 		return in.Image
 	}
 	return reference.TagNameOnly(named).String()
@@ -256,7 +259,8 @@ func (c *converter) shim(in types.ServiceConfig) string {
 	case strings.HasPrefix(r, "io.containerd."):
 		return r
 	default:
-		c.refuse(in.Name, "runtime", "%q is a name from Docker's configuration; name the containerd shim, such as io.containerd.runsc.v1, or leave the key out", r)
+		c.refuse(in.Name, "runtime",
+			"%q is a name from Docker's configuration; name the containerd shim, such as io.containerd.runsc.v1, or leave the key out", r)
 	}
 	return ""
 }
@@ -270,7 +274,8 @@ func (c *converter) pullPolicy(in types.ServiceConfig) string {
 	case p == types.PullPolicyBuild:
 		c.notice(in.Name, "pull_policy", "pull_policy: build is taken as missing: nothing is built here")
 	case p == "daily" || p == "weekly" || p == types.PullPolicyRefresh || strings.HasPrefix(p, "every_"):
-		c.notice(in.Name, "pull_policy", "pull_policy: %s is taken as missing: images are not looked up again by age; push a new tag or digest", p)
+		c.notice(in.Name,
+			"pull_policy", "pull_policy: %s is taken as missing: images are not looked up again by age; push a new tag or digest", p)
 	default:
 		c.refuse(in.Name, "pull_policy", "%q is not known; want always, missing or never", p)
 	}
@@ -489,15 +494,17 @@ func (c *converter) strangers(in types.ServiceConfig, k manifest.Container) {
 			}
 		}
 		if key != "" {
-			c.say(manifest.Notice, "labels-unread", in.Name, key, "nothing reads the labels of %s here: it finds containers through an engine's API; "+
-				"give it a configuration file, with the service names as addresses", r.who)
+			c.say(manifest.Notice,
+				"labels-unread", in.Name, key, "nothing reads the labels of %s here: it finds containers through an engine's API; "+
+					"give it a configuration file, with the service names as addresses", r.who)
 		}
 	}
 	for _, m := range k.Mounts {
 		if m.Kind == manifest.MountBind && slices.Contains(engineSockets, path.Base(m.Source)) {
 			pos := c.out.Origin(in.Name + ".mounts[" + m.Target + "]")
 			c.add(manifest.Notice, "engine-socket", pos, in.Name,
-				"%s is the API of an engine that does not know of what runs here: a program that reads it sees nothing of this cluster", m.Source)
+				"%s is the API of an engine that does not know of what runs here: a program that reads it sees nothing of this cluster",
+				m.Source)
 		}
 	}
 }

@@ -294,13 +294,15 @@ func (c *converter) envFile(in types.ServiceConfig, f types.EnvFile, env map[str
 		pos = at
 	}
 	if !inside {
-		c.add(manifest.Error, "path-outside", pos, in.Name, "an env_file is outside of the repository; only files of the repository can be used")
+		c.add(manifest.Error,
+			"path-outside", pos, in.Name, "an env_file is outside of the repository; only files of the repository can be used")
 		return
 	}
 	data, err := c.tree.read(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if f.Required {
-			c.add(manifest.Error, "file-missing", pos, in.Name, "the env_file %s is not in the repository; commit it, or write path: and required: false", name)
+			c.add(manifest.Error,
+				"file-missing", pos, in.Name, "the env_file %s is not in the repository; commit it, or write path: and required: false", name)
 		}
 		return
 	}
@@ -349,7 +351,8 @@ func (c *converter) labels(in types.ServiceConfig) map[string]string {
 		pos, _ := c.locate("services", in.Name, "label_file")
 		name, inside := c.tree.rel(f)
 		if !inside {
-			c.add(manifest.Error, "path-outside", pos, in.Name, "a label_file is outside of the repository; only files of the repository can be used")
+			c.add(manifest.Error,
+				"path-outside", pos, in.Name, "a label_file is outside of the repository; only files of the repository can be used")
 			continue
 		}
 		data, err := c.tree.read(name)
@@ -383,8 +386,9 @@ func (c *converter) dependencies(in types.ServiceConfig, s *manifest.Service) {
 			}
 			pos, _ := c.locate("services", in.Name, "depends_on", name)
 			if off, isOff := c.project.DisabledServices[name]; isOff {
-				c.add(manifest.Error, "depends-on-unknown", pos, in.Name, "it depends on the service %q, which is off: switch its profile %s on with profiles: in gitops.yaml, "+
-					"or write required: false", name, strings.Join(off.Profiles, " or "))
+				c.add(manifest.Error, "depends-on-unknown",
+					pos, in.Name, "it depends on the service %q, which is off: switch its profile %s on with profiles: in gitops.yaml, "+
+						"or write required: false", name, strings.Join(off.Profiles, " or "))
 			} else if in.NetworkMode != types.ServicePrefix+name && !links(in, name) {
 				c.add(manifest.Error, "depends-on-unknown", pos, in.Name, "it depends on the service %q, which the stack does not have", name)
 			}
@@ -396,7 +400,8 @@ func (c *converter) dependencies(in types.ServiceConfig, s *manifest.Service) {
 			dep.Condition = manifest.Started
 		case manifest.Started, manifest.Healthy, manifest.Completed:
 		default:
-			c.refuse(in.Name, "depends_on", "the condition %q is not known; want service_started, service_healthy or service_completed_successfully", d.Condition)
+			c.refuse(in.Name, "depends_on",
+				"the condition %q is not known; want service_started, service_healthy or service_completed_successfully", d.Condition)
 		}
 		s.DependsOn = append(s.DependsOn, dep)
 	}

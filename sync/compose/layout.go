@@ -69,7 +69,8 @@ func (l *loading) declared() ([]plan, map[string]bool) {
 		if real, err := l.tree.resolve(p.dir); err == nil {
 			p.dir = real
 		} else {
-			p.problem = l.entryProblem(line, "stack-path", fmt.Sprintf("the path %q of the stack %s is not a directory of this repository", e.Path, e.Name))
+			p.problem = l.entryProblem(line,
+				"stack-path", fmt.Sprintf("the path %q of the stack %s is not a directory of this repository", e.Path, e.Name))
 		}
 		covered[p.dir] = true
 		if len(e.Files) > 0 {
@@ -82,7 +83,8 @@ func (l *loading) declared() ([]plan, map[string]bool) {
 		} else if p.problem == nil {
 			p.files, p.problem = l.candidates(p.dir)
 			if len(p.files) == 0 && p.problem == nil {
-				p.problem = l.entryProblem(line, "stack-path", fmt.Sprintf("the directory %q holds no Compose file; name them under files:", e.Path))
+				p.problem = l.entryProblem(line,
+					"stack-path", fmt.Sprintf("the directory %q holds no Compose file; name them under files:", e.Path))
 			}
 		}
 		out = append(out, p)
@@ -198,7 +200,8 @@ func pick(dir string, list []fs.DirEntry) ([]string, *manifest.Problem) {
 	files = append(files, path.Join(dir, mains[0]))
 	if len(mains) > 1 {
 		return files, &manifest.Problem{Severity: manifest.Error, Rule: "layout-several", File: path.Join(dir, mains[0]),
-			Message: fmt.Sprintf("the directory holds several Compose files (%s); say under stacks: in %s which files make which stack, or remove all but one",
+			Message: fmt.Sprintf("the directory holds several Compose files (%s); "+
+				"say under stacks: in %s which files make which stack, or remove all but one",
 				strings.Join(mains, ", "), settingsFile)}
 	}
 	stem := strings.TrimSuffix(strings.TrimSuffix(mains[0], ".yaml"), ".yml")

@@ -2,6 +2,7 @@ package compose
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,8 @@ type Options struct {
 	Vars     map[string]string // win over .env and gitops.yaml
 	Profiles []string          // switched on, besides those of gitops.yaml
 
-	// Hash is the object hash of a path of the commit; false = the commit does not have it. Nil for a work tree: then nothing is cached.
+	// Hash is the object hash of a path of the commit (of a file, a directory or a link); false = the commit does not have it. It is called
+	// from several goroutines at once. Nil for a work tree: then nothing is cached.
 	Hash  func(path string) (string, bool)
 	Cache *Cache // keeps what was rendered for the next Load; may be nil
 
@@ -174,7 +176,8 @@ func (l *loading) renderAll(ctx context.Context, plans []plan) ([]*rendering, er
 
 // assemble drops the parts of other stacks, judges what concerns several stacks, and puts all in order.
 func (l *loading) assemble(all []*rendering) *manifest.Bundle {
-	b := &manifest.Bundle{Source: l.opts.Source, Revision: l.opts.Revision, Settings: l.settings.bundle(), Blobs: map[string]manifest.BlobRef{}}
+	b := &manifest.Bundle{Source: l.opts.Source,
+		Revision: l.opts.Revision, Settings: l.settings.bundle(), Blobs: map[string]manifest.BlobRef{}}
 	kept, parts := withoutParts(all)
 	problems := append(slices.Clone(l.problems), parts...)
 	double := sameNames(kept)
@@ -327,7 +330,9 @@ func hostPorts(s *manifest.Stack) []portKey {
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(seen), func(a, b portKey) int { return int(a.port) - int(b.port) + strings.Compare(a.proto, b.proto)*1e6 })
+	return slices.SortedFunc(maps.Keys(seen), func(a, b portKey) int {
+		return cmp.Or(cmp.Compare(a.port, b.port), cmp.Compare(a.proto, b.proto))
+	})
 }
 
 // sharedPorts warns where stacks publish one port of the node: the later one to start would not get it.
@@ -341,7 +346,8 @@ func sharedPorts(ports map[portKey][]*manifest.Stack) []manifest.Problem {
 			other := stacks[(i+1)%len(stacks)]
 			pos := portOrigin(s, k)
 			out = append(out, manifest.Problem{Severity: manifest.Warn, Rule: "port-shared", Stack: s.Name, File: pos.File, Line: pos.Line,
-				Message: fmt.Sprintf("port %d/%s is published by the stack %s too; on one node only one of them gets it", k.port, k.proto, other.Name)})
+				Message: fmt.Sprintf("port %d/%s is published by the stack %s too; on one node only one of them gets it",
+					k.port, k.proto, other.Name)})
 		}
 	}
 	return out
@@ -372,8 +378,9 @@ func unknownStacks(b *manifest.Bundle) []manifest.Problem {
 		for _, d := range s.DependsOn {
 			if !found[d] {
 				pos := s.Origin("dependsOn")
-				out = append(out, manifest.Problem{Severity: manifest.Warn, Rule: "depends-on-unknown", Stack: s.Name, File: pos.File, Line: pos.Line,
-					Message: fmt.Sprintf("it depends on the stack %q, which this revision does not have: it waits until another source brings it", d)})
+				out = append(out,
+					manifest.Problem{Severity: manifest.Warn, Rule: "depends-on-unknown", Stack: s.Name, File: pos.File, Line: pos.Line,
+						Message: fmt.Sprintf("it depends on the stack %q, which this revision does not have: it waits until another source brings it", d)})
 			}
 		}
 	}
@@ -382,8 +389,9 @@ func unknownStacks(b *manifest.Bundle) []manifest.Problem {
 			for i := range b.Stacks {
 				if s := &b.Stacks[i]; s.Name == name {
 					pos := s.Origin("dependsOn")
-					out = append(out, manifest.Problem{Severity: manifest.Error, Rule: "depends-on-circle", Stack: name, File: pos.File, Line: pos.Line,
-						Message: "stacks wait for each other in a circle: " + strings.Join(circle, " -> ") + "; take one dependsOn out"})
+					out = append(out,
+						manifest.Problem{Severity: manifest.Error, Rule: "depends-on-circle", Stack: name, File: pos.File, Line: pos.Line,
+							Message: "stacks wait for each other in a circle: " + strings.Join(circle, " -> ") + "; take one dependsOn out"})
 				}
 			}
 		}

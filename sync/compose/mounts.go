@@ -26,14 +26,16 @@ func (c *converter) volumes() {
 		v := manifest.Volume{Name: in.Name, Key: key, External: bool(in.External), Options: in.DriverOpts, Labels: in.Labels}
 		if in.Driver != "" && in.Driver != "local" {
 			driver, _ := c.locate("volumes", key, "driver")
-			c.add(manifest.Notice, "volume-driver", driver, "", "the volume driver %s is not here: the volume %s is kept on its node, so its services stay on that node; "+
-				"for shared storage use the local driver with NFS options", in.Driver, key)
+			c.add(manifest.Notice, "volume-driver",
+				driver, "", "the volume driver %s is not here: the volume %s is kept on its node, so its services stay on that node; "+
+					"for shared storage use the local driver with NFS options", in.Driver, key)
 			v.Options = nil
 		}
 		if v.Options["type"] == "none" && strings.Contains(v.Options["o"], "bind") {
 			device := v.Options["device"]
 			if _, ours := c.tree.rel(device); ours && !c.hosts[device] || !path.IsAbs(device) {
-				c.add(manifest.Error, "volume", pos, "", "the volume %s binds a path of the repository; mount that path in the services themselves", key)
+				c.add(manifest.Error,
+					"volume", pos, "", "the volume %s binds a path of the repository; mount that path in the services themselves", key)
 			}
 		}
 		if x.Storage == "shared" {
@@ -105,7 +107,8 @@ func (c *converter) mount(in types.ServiceConfig, v types.ServiceVolumeConfig, s
 		}
 		decl, ok := c.project.Volumes[v.Source]
 		if !ok {
-			return fail("the volume %q is not declared under the top-level volumes:; declare it, or write ./%s to mean a path", v.Source, v.Source)
+			return fail("the volume %q is not declared under the top-level volumes:; declare it, or write ./%s to mean a path",
+				v.Source, v.Source)
 		}
 		m.Kind, m.Source = manifest.MountVolume, decl.Name
 		m.Shared = m.Shared || c.shared[decl.Name]
@@ -128,7 +131,8 @@ func (c *converter) bind(in types.ServiceConfig, v types.ServiceVolumeConfig, m 
 	source := path.Clean(v.Source)
 	if home, ok := c.homes[source]; ok {
 		c.add(manifest.Notice, "path-home", pos, in.Name,
-			"there is no home directory here: ~ at %s is kept as data below the data root, at %s; write an absolute path to use a directory of the host", m.Target, home)
+			"there is no home directory here: ~ at %s is kept as data below the data root, at %s; "+
+				"write an absolute path to use a directory of the host", m.Target, home)
 		m.Kind, m.Source = manifest.MountData, home
 		return m, true
 	}
@@ -140,7 +144,8 @@ func (c *converter) bind(in types.ServiceConfig, v types.ServiceVolumeConfig, m 
 		m.Kind, m.Source = manifest.MountBind, source
 		m.MustExist = v.Bind == nil || !bool(v.Bind.CreateHostPath)
 		if seed {
-			c.add(manifest.Error, "volume", pos, in.Name, "x-gitops: seed is for files of the repository; the mount at %s is a path of the host", m.Target)
+			c.add(manifest.Error,
+				"volume", pos, in.Name, "x-gitops: seed is for files of the repository; the mount at %s is a path of the host", m.Target)
 		}
 		return m, true
 	}
@@ -177,7 +182,8 @@ func (c *converter) fromStack(name string) string {
 }
 
 // configEndings are of files that people mount to configure a program. As data they would start as an empty directory.
-var configEndings = []string{".conf", ".cfg", ".cnf", ".ini", ".json", ".yaml", ".yml", ".toml", ".xml", ".properties", ".env", ".sh", ".sql", ".js",
+var configEndings = []string{".conf",
+	".cfg", ".cnf", ".ini", ".json", ".yaml", ".yml", ".toml", ".xml", ".properties", ".env", ".sh", ".sql", ".js",
 	".pem", ".crt", ".key", ".txt", ".html"}
 
 // data keeps a path that is not in the commit like a volume.
@@ -188,7 +194,8 @@ func (c *converter) data(in types.ServiceConfig, m manifest.Mount, name string, 
 	}
 	if slices.Contains(configEndings, path.Ext(name)) {
 		c.add(manifest.Notice, "data-like-file", pos, in.Name,
-			"%s looks like a file but is not in the repository: it is kept as a directory that starts empty; commit the file if %s is to have it", name, m.Target)
+			"%s looks like a file but is not in the repository: it is kept as a directory that starts empty; "+
+				"commit the file if %s is to have it", name, m.Target)
 	}
 	m.Kind, m.Source = manifest.MountData, name
 	if rest, ok := strings.CutPrefix(name, "../"); ok {
@@ -218,7 +225,8 @@ func (c *converter) tellReadOnly(in types.ServiceConfig, mounts []manifest.Mount
 	}
 	slices.Sort(targets)
 	pos, _ := c.locate("services", in.Name, "volumes", targets[0])
-	c.add(manifest.Notice, "content-read-only", pos, in.Name, "mounted read-only, as files of the repository are: %s; x-gitops: seed makes a writable copy",
+	c.add(manifest.Notice,
+		"content-read-only", pos, in.Name, "mounted read-only, as files of the repository are: %s; x-gitops: seed makes a writable copy",
 		strings.Join(targets, ", "))
 }
 
@@ -281,7 +289,8 @@ func (c *converter) config(service string, use types.ServiceConfigObjConfig) (ma
 	switch {
 	case bool(decl.External):
 		c.add(manifest.Error, "config-external", at, service,
-			"the config %s is external, and there is no store of configs here; keep the file in the repository: file: ./%s", use.Source, use.Source)
+			"the config %s is external, and there is no store of configs here; keep the file in the repository: file: ./%s",
+			use.Source, use.Source)
 		return m, false
 	case decl.File != "":
 		name, inside := c.tree.rel(decl.File)
@@ -300,7 +309,8 @@ func (c *converter) config(service string, use types.ServiceConfigObjConfig) (ma
 	}
 	if decl.Environment != "" {
 		if _, set := c.vars.lookup(decl.Environment); !set {
-			c.add(manifest.Error, "variable-required", at, service, "the config %s takes its text from the variable %s, which is not set; set it in .env, gitops.yaml or with --var",
+			c.add(manifest.Error, "variable-required",
+				at, service, "the config %s takes its text from the variable %s, which is not set; set it in .env, gitops.yaml or with --var",
 				use.Source, decl.Environment)
 			return m, false
 		}
@@ -337,7 +347,8 @@ func (c *converter) secrets() {
 		if elsewhere != "" {
 			// People keep such files out of Git on purpose: the value then comes the way of external secrets.
 			s.External = true
-			c.add(manifest.Notice, "secret-elsewhere", pos, "", "the value of the secret %s is not with this revision (%s); set it with: gitopsctl secret set %s",
+			c.add(manifest.Notice, "secret-elsewhere",
+				pos, "", "the value of the secret %s is not with this revision (%s); set it with: gitopsctl secret set %s",
 				key, elsewhere, s.Name)
 		} else if value != nil {
 			c.out.SecretValues[s.Name] = value

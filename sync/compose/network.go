@@ -31,7 +31,8 @@ func (c *converter) networks() {
 		}
 		if in.EnableIPv6 != nil && *in.EnableIPv6 {
 			pos, _ := c.locate("networks", key, "enable_ipv6")
-			c.add(manifest.Notice, "key-no-effect", pos, "", "enable_ipv6 has no effect here: containers have IPv4 addresses among themselves; ports are published on both")
+			c.add(manifest.Notice, "key-no-effect",
+				pos, "", "enable_ipv6 has no effect here: containers have IPv4 addresses among themselves; ports are published on both")
 		}
 		if in.EnableIPv4 != nil && !*in.EnableIPv4 {
 			refuse("enable_ipv4", "a network without IPv4 is not supported here")
@@ -45,7 +46,8 @@ func (c *converter) networks() {
 			}
 			if strings.Contains(pool.Subnet, ":") {
 				pos, _ := c.locate("networks", key, "ipam")
-				c.add(manifest.Notice, "key-no-effect", pos, "", "the subnet %s has no effect here: containers have IPv4 addresses among themselves", pool.Subnet)
+				c.add(manifest.Notice, "key-no-effect",
+					pos, "", "the subnet %s has no effect here: containers have IPv4 addresses among themselves", pool.Subnet)
 				continue
 			}
 			if n.Subnet != "" && pool.Subnet != "" {
@@ -81,8 +83,9 @@ func (c *converter) network(in types.ServiceConfig, p *part) {
 	case strings.HasPrefix(mode, types.ContainerPrefix):
 		p.join = c.byContainerName(strings.TrimPrefix(mode, types.ContainerPrefix))
 		if p.join == "" {
-			c.refuse(in.Name, "network_mode", "%q: no service of this stack has that container_name, and containers of other stacks are not joined; "+
-				"move both into one stack and write service:NAME", mode)
+			c.refuse(in.Name,
+				"network_mode", "%q: no service of this stack has that container_name, and containers of other stacks are not joined; "+
+					"move both into one stack and write service:NAME", mode)
 		}
 	case mode != "":
 		c.refuse(in.Name, "network_mode", "%q is not known; want host, none or service:NAME", mode)
@@ -154,8 +157,9 @@ func (c *converter) attach(in types.ServiceConfig, p *part, key string, cfg *typ
 	}
 	pos, _ := c.locate("services", in.Name, "networks", key)
 	if !ok {
-		c.add(manifest.Error, "network-unknown", pos, in.Name, "the network %q is not declared under the top-level networks:; declare it there, "+
-			"with external: true if another stack has it", key)
+		c.add(manifest.Error,
+			"network-unknown", pos, in.Name, "the network %q is not declared under the top-level networks:; declare it there, "+
+				"with external: true if another stack has it", key)
 		return
 	}
 	if mode := networkMode(decl.Name); decl.External && mode != "" {
@@ -170,7 +174,8 @@ func (c *converter) attach(in types.ServiceConfig, p *part, key string, cfg *typ
 			a.Aliases = nil
 		}
 		if !cfg.ServiceNameAliasEnabled() {
-			c.notice(in.Name, "networks."+key+".use_service_name_alias", "use_service_name_alias: false has no effect: a service is always known by its name")
+			c.notice(in.Name, "networks."+key+".use_service_name_alias",
+				"use_service_name_alias: false has no effect: a service is always known by its name")
 		}
 	}
 	c.used[decl.Name] = true
@@ -221,7 +226,8 @@ func (c *converter) ports(in types.ServiceConfig) []manifest.Port {
 		out = append(out, m)
 	}
 	slices.SortStableFunc(out, func(a, b manifest.Port) int {
-		return cmp.Or(cmp.Compare(a.Published, b.Published), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Proto(), b.Proto()), cmp.Compare(a.HostIP, b.HostIP))
+		return cmp.Or(cmp.Compare(a.Published,
+			b.Published), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Proto(), b.Proto()), cmp.Compare(a.HostIP, b.HostIP))
 	})
 	return slices.Compact(out)
 }
@@ -247,7 +253,7 @@ func (c *converter) links(parts map[string]*part) {
 			for i := range to.service.Networks {
 				a := &to.service.Networks[i]
 				if slices.ContainsFunc(p.service.Networks, func(b manifest.Attachment) bool { return b.Network == a.Network }) {
-					a.Aliases = sorted(append(a.Aliases, alias))
+					a.Aliases = sorted(slices.Concat(a.Aliases, []string{alias}))
 				}
 			}
 		}
@@ -291,7 +297,8 @@ func (c *converter) absorb(host, side *part) {
 	h.Containers = append(h.Containers, s.Containers...)
 	h.DependsOn = append(h.DependsOn, s.DependsOn...)
 	h.StopGrace = max(h.StopGrace, s.StopGrace)
-	if written := in.Scale != nil || in.Deploy != nil && (in.Deploy.Replicas != nil || in.Deploy.Mode != ""); written && (s.Replicas != h.Replicas || s.Mode != h.Mode) {
+	counted := in.Scale != nil || in.Deploy != nil && (in.Deploy.Replicas != nil || in.Deploy.Mode != "")
+	if counted && (s.Replicas != h.Replicas || s.Mode != h.Mode) {
 		c.refuse(s.Name, "deploy", "it runs in the tasks of %s, so it has as many as that; remove replicas and mode here", h.Name)
 	}
 	if s.Restart != h.Restart {

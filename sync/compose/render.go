@@ -27,7 +27,7 @@ func (l *loading) render(ctx context.Context, p plan, t *checkout) *rendering {
 	r := &rendering{declared: p.declared, blobs: map[string]manifest.BlobRef{}}
 	r.found = manifest.FoundStack{Name: p.name, Dir: p.dir, Files: p.files}
 	s := newScanner(t, l.opts.Limits, "")
-	p.files = l.withOverrides(p, s)
+	p.files = l.withOverrides(p)
 	r.found.Files = p.files
 	l.name(p, t, r)
 	s.stack = r.found.Name
@@ -56,7 +56,9 @@ func (l *loading) render(ctx context.Context, p plan, t *checkout) *rendering {
 	}
 	s.stack, s.problems = r.found.Name, nil
 	project := s.project(ctx, l, p, r.found.Name, vars)
-	if project != nil {
+	if n := serviceCount(project); n > l.opts.Limits.Services {
+		s.errorf("limit", manifest.Pos{File: p.files[0]}, "the stack has %d services; %d are the limit", n, l.opts.Limits.Services)
+	} else if project != nil {
 		c := &converter{scanner: s, loader: l, plan: p, project: project, vars: vars, blobs: r.blobs}
 		r.stack = c.stack()
 	}
@@ -67,8 +69,15 @@ func (l *loading) render(ctx context.Context, p plan, t *checkout) *rendering {
 	return r
 }
 
+func serviceCount(p *types.Project) int {
+	if p == nil {
+		return 0
+	}
+	return len(p.Services) + len(p.DisabledServices)
+}
+
 // withOverrides adds the files that gitops.yaml gives for this cluster.
-func (l *loading) withOverrides(p plan, s *scanner) []string {
+func (l *loading) withOverrides(p plan) []string {
 	files := slices.Clone(p.files)
 	for _, f := range p.entry.Clusters[l.opts.Cluster].Files {
 		files = append(files, path.Join(p.dir, f))
@@ -132,7 +141,8 @@ func (l *loading) stackVars(p plan, t *checkout, r *rendering) *variables {
 			return v, ok
 		})
 		if f != nil {
-			r.problems = append(r.problems, manifest.Problem{Severity: manifest.Error, Rule: f.rule, File: file, Line: f.line, Message: f.msg})
+			r.problems = append(r.problems,
+				manifest.Problem{Severity: manifest.Error, Rule: f.rule, File: file, Line: f.line, Message: f.msg})
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		s := newScanner(t, l.opts.Limits, r.found.Name)
@@ -150,7 +160,8 @@ func (s *scanner) project(ctx context.Context, l *loading, p plan, name string, 
 	defer func() {
 		if v := recover(); v != nil {
 			project = nil
-			s.errorf("compose", manifest.Pos{File: p.files[0]}, "the Compose library failed on the files of this stack: %s", s.scrub(fmt.Sprint(v)))
+			s.errorf("compose",
+				manifest.Pos{File: p.files[0]}, "the Compose library failed on the files of this stack: %s", s.scrub(fmt.Sprint(v)))
 		}
 	}()
 	details := types.ConfigDetails{WorkingDir: s.tree.abs(p.dir), Environment: maps.Clone(vars.values)}

@@ -234,7 +234,8 @@ func (u *unit) services() [][2]*yaml.Node { return pairs(child(u.root, "services
 func (s *scanner) checkServices(u *unit) {
 	list := u.services()
 	if len(list) > s.limits.Services {
-		s.errorf("limit", u.pos(list[s.limits.Services][0]), "the file has %d services; %d are the limit of a stack", len(list), s.limits.Services)
+		s.errorf("limit",
+			u.pos(list[s.limits.Services][0]), "the file has %d services; %d are the limit of a stack", len(list), s.limits.Services)
 		return
 	}
 	for _, kv := range list {
@@ -244,7 +245,8 @@ func (s *scanner) checkServices(u *unit) {
 				continue
 			}
 			if _, err := types.ParsePortConfig(u.text(p)); err != nil {
-				s.add(manifest.Error, "port", u.pos(p), name, "the port %q can't be read; write HOST:CONTAINER, such as 8080:80, in quotes", shorten(u.text(p)))
+				s.add(manifest.Error,
+					"port", u.pos(p), name, "the port %q can't be read; write HOST:CONTAINER, such as 8080:80, in quotes", shorten(u.text(p)))
 			}
 		}
 		for _, h := range items(child(svc, "extra_hosts")) {
@@ -291,14 +293,17 @@ func (s *scanner) confine(u *unit, service, what string, n *yaml.Node) {
 	case name == "" || name == "/dev/null":
 		return
 	case strings.HasPrefix(name, "~"):
-		s.add(manifest.Error, "path-home", u.pos(n), service, "%s: %s: there is no home directory here; keep the file in the repository", what, name)
+		s.add(manifest.Error,
+			"path-home", u.pos(n), service, "%s: %s: there is no home directory here; keep the file in the repository", what, name)
 		return
 	case path.IsAbs(name):
-		s.add(manifest.Error, "path-outside", u.pos(n), service, "%s: %s is a path of a machine; only files of the repository can be used", what, name)
+		s.add(manifest.Error,
+			"path-outside", u.pos(n), service, "%s: %s is a path of a machine; only files of the repository can be used", what, name)
 		return
 	}
 	if _, err := s.tree.resolve(path.Join(u.base, name)); errors.Is(err, errOutside) {
-		s.add(manifest.Error, "path-outside", u.pos(n), service, "%s: %s leaves the repository; only files of the repository can be used", what, name)
+		s.add(manifest.Error,
+			"path-outside", u.pos(n), service, "%s: %s leaves the repository; only files of the repository can be used", what, name)
 	}
 }
 
@@ -312,14 +317,16 @@ func (s *scanner) checkVolume(u *unit, service string, v *yaml.Node) {
 		text := u.text(v)
 		parsed, err := format.ParseVolume(text)
 		if err != nil {
-			s.add(manifest.Error, "volume", u.pos(v), service, "the volume %q can't be read (is a variable in it empty?); write SOURCE:TARGET or SOURCE:TARGET:ro",
+			s.add(manifest.Error, "volume",
+				u.pos(v), service, "the volume %q can't be read (is a variable in it empty?); write SOURCE:TARGET or SOURCE:TARGET:ro",
 				shorten(text))
 			return
 		}
 		if parts := strings.Split(text, ":"); len(parts) > 2 {
 			for _, o := range strings.Split(parts[len(parts)-1], ",") {
 				if !slices.Contains(mountOptions, o) {
-					s.add(manifest.Error, "volume", u.pos(v), service, "the volume %q has the option %q, which is not known; %s", shorten(text), o, suggest(o, mountOptions))
+					s.add(manifest.Error, "volume", u.pos(v),
+						service, "the volume %q has the option %q, which is not known; %s", shorten(text), o, suggest(o, mountOptions))
 				}
 			}
 		}
@@ -347,7 +354,8 @@ func (s *scanner) checkVolume(u *unit, service string, v *yaml.Node) {
 		s.hosts[path.Clean(source)] = true
 	default:
 		if _, err := s.tree.resolve(path.Join(u.base, source)); errors.Is(err, errOutside) {
-			s.add(manifest.Error, "path-outside", u.pos(v), service, "the mount of %s leaves the repository; write an absolute path to use a directory of the host", source)
+			s.add(manifest.Error, "path-outside",
+				u.pos(v), service, "the mount of %s leaves the repository; write an absolute path to use a directory of the host", source)
 		}
 	}
 }
@@ -363,14 +371,16 @@ func (s *scanner) followIncludes(u *unit, trail []string) {
 		}
 		dirNode, envNode := child(n, "project_directory"), child(n, "env_file")
 		if len(trail) > 1 && (dirNode != nil || envNode != nil) {
-			s.errorf("include", u.pos(n), "project_directory and env_file are read only in the stack's own files; put a .env beside the included file")
+			s.errorf("include",
+				u.pos(n), "project_directory and env_file are read only in the stack's own files; put a .env beside the included file")
 			continue
 		}
 		var files []string
 		for _, p := range items(pathNode) {
 			name := u.text(p)
 			if remote.MatchString(name) {
-				s.errorf("include-remote", u.pos(p), "include: %s is not a file of this repository; nothing is fetched while rendering: copy the file here", name)
+				s.errorf("include-remote",
+					u.pos(p), "include: %s is not a file of this repository; nothing is fetched while rendering: copy the file here", name)
 				continue
 			}
 			before := len(s.problems)
@@ -502,12 +512,14 @@ func (s *scanner) checkExtends(u *unit) {
 			step := at.file + ":" + name
 			pos := at.pos(child(child(child(at.root, "services"), name), "extends"))
 			if slices.Contains(seen, step) {
-				s.add(manifest.Error, "extends-circle", pos, name, "services extend each other in a circle: %s", strings.Join(append(seen, step), " -> "))
+				s.add(manifest.Error,
+					"extends-circle", pos, name, "services extend each other in a circle: %s", strings.Join(append(seen, step), " -> "))
 				break
 			}
 			seen = append(seen, step)
 			if k, _ := entry(child(ext.unit.root, "services"), ext.service); k == nil && !ext.unit.includesService(ext.service) {
-				s.add(manifest.Error, "extends-missing", pos, name, "it extends the service %q, which %s does not have", ext.service, ext.unit.file)
+				s.add(manifest.Error,
+					"extends-missing", pos, name, "it extends the service %q, which %s does not have", ext.service, ext.unit.file)
 				break
 			}
 			at, name = ext.unit, ext.service

@@ -295,7 +295,8 @@ func (s *settings) check() []*fault {
 					"the stack name %q must be of lower-case letters, digits, - and _, and begin with a letter or digit", e.Name))
 			}
 			if first, twice := names[e.Name]; twice {
-				out = append(out, faultf(line, "settings-value", "the stack %s is here for the second time; it is first in line %d", e.Name, first))
+				out = append(out,
+					faultf(line, "settings-value", "the stack %s is here for the second time; it is first in line %d", e.Name, first))
 			}
 			names[e.Name] = line
 		}
@@ -304,7 +305,8 @@ func (s *settings) check() []*fault {
 	out = append(out, s.checkDataRoot(s.DataRoot, s.line("dataRoot", -1))...)
 	for _, pattern := range s.Exclude {
 		if _, err := path.Match(pattern, "x"); err != nil {
-			out = append(out, faultf(s.line("exclude", -1), "settings-value", "exclude: the pattern %q can't be read; escape [ and \\ with \\", pattern))
+			out = append(out,
+				faultf(s.line("exclude", -1), "settings-value", "exclude: the pattern %q can't be read; escape [ and \\ with \\", pattern))
 		}
 	}
 	if _, err := parseBytes(s.Defaults.Memory); err != nil {
@@ -312,7 +314,8 @@ func (s *settings) check() []*fault {
 	}
 	if s.Defaults.CPUs != "" {
 		if c, err := manifest.ParseCPU(string(s.Defaults.CPUs)); err != nil || c <= 0 {
-			out = append(out, faultf(s.line("defaults", -1), "settings-value", "defaults.cpus is %q; want a number of cores such as 0.5", s.Defaults.CPUs))
+			out = append(out,
+				faultf(s.line("defaults", -1), "settings-value", "defaults.cpus is %q; want a number of cores such as 0.5", s.Defaults.CPUs))
 		}
 	}
 	return out

@@ -229,7 +229,8 @@ func answer(p tree.Path) support {
 // finding turns an attribute that is not accepted into a Problem without a place.
 func (s support) finding(key string) manifest.Problem {
 	if s.verdict == idle {
-		return manifest.Problem{Severity: manifest.Notice, Rule: "key-no-effect", Message: fmt.Sprintf("%s has no effect here: %s", key, s.note)}
+		return manifest.Problem{Severity: manifest.Notice,
+			Rule: "key-no-effect", Message: fmt.Sprintf("%s has no effect here: %s", key, s.note)}
 	}
 	return manifest.Problem{Severity: manifest.Error, Rule: "key-refused", Message: fmt.Sprintf("%s is not supported here: %s", key, s.note)}
 }

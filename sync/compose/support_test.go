@@ -221,7 +221,8 @@ services:
 		"web.mounts[/host/var]": {File: "compose.yaml", Line: 13}, "web.env.FROM_ANCHOR": {File: "compose.yaml", Line: 4},
 		"web.env.FROM_FILE": {File: "web.env", Line: 2}, "web.securityOpt": {File: "compose.override.yaml", Line: 2},
 		"web.resources.memory": {File: "gitops.yaml", Line: 2}, "list.env.TWO": {File: "compose.yaml", Line: 19},
-		"list.devices": {File: "base.yaml", Line: 4}, "inc.pid": {File: "inc/compose.yaml", Line: 4}, "inc.networkMode": {File: "inc/compose.yaml", Line: 2},
+		"list.devices": {File: "base.yaml",
+			Line: 4}, "inc.pid": {File: "inc/compose.yaml", Line: 4}, "inc.networkMode": {File: "inc/compose.yaml", Line: 2},
 	}
 	for _, field := range sortedKeys(want) {
 		if got := b.Stacks[0].Origin(field); got != want[field] {

@@ -236,7 +236,8 @@ func (w *listing) relative(name string) string {
 
 func (w *listing) add(e manifest.ListingEntry) error {
 	if len(w.entries) == w.tree.limits.ContentFiles {
-		return tooBig{fmt.Sprintf("the directory %s has more than %d files; mount a smaller one, or put the files into an image", w.top, len(w.entries))}
+		return tooBig{fmt.Sprintf("the directory %s has more than %d files; mount a smaller one, or put the files into an image",
+			w.top, len(w.entries))}
 	}
 	w.entries = append(w.entries, e)
 	return nil

@@ -95,33 +95,41 @@ func substitute(text string, lookup template.Mapping) (string, error) {
 	return newVariables(nil).substitute(text, lookup)
 }
 
-// leaves finds the errors that say something. Of alternatives, the one that got furthest tells what was meant.
+// leaves finds the errors that say something. Of alternatives, the one that got furthest tells what was meant. The library walks maps in
+// their random order, so the errors are put in one.
 func leaves(e *jsonschema.ValidationError) []*jsonschema.ValidationError {
 	if len(e.Causes) == 0 {
 		return []*jsonschema.ValidationError{e}
 	}
-	var all []*jsonschema.ValidationError
+	branches := make([][]*jsonschema.ValidationError, len(e.Causes))
+	for i, c := range e.Causes {
+		branches[i] = leaves(c)
+		slices.SortFunc(branches[i], compareErrors)
+	}
+	slices.SortFunc(branches, func(a, b []*jsonschema.ValidationError) int {
+		return cmp.Or(cmp.Compare(reach(b), reach(a)), slices.CompareFunc(a, b, compareErrors))
+	})
 	switch e.ErrorKind.(type) {
 	case *kind.OneOf, *kind.AnyOf:
-		for _, c := range e.Causes {
-			all = append(all, leaves(c)...)
+		if reach(branches[0]) == len(e.InstanceLocation) {
+			return []*jsonschema.ValidationError{alternatives(e, slices.Concat(branches...))}
 		}
-		// The library walks maps in their random order.
-		slices.SortFunc(all, func(a, b *jsonschema.ValidationError) int {
-			return cmp.Or(slices.Compare(a.InstanceLocation, b.InstanceLocation), cmp.Compare(kindText(a), kindText(b)))
-		})
-		deepest := slices.MaxFunc(all, func(a, b *jsonschema.ValidationError) int {
-			return cmp.Or(cmp.Compare(len(a.InstanceLocation), len(b.InstanceLocation)), cmp.Compare(kindText(b), kindText(a)))
-		})
-		if len(deepest.InstanceLocation) == len(e.InstanceLocation) {
-			return []*jsonschema.ValidationError{alternatives(e, all)}
-		}
-		return []*jsonschema.ValidationError{deepest}
+		return branches[0]
 	}
-	for _, c := range e.Causes {
-		all = append(all, leaves(c)...)
+	return slices.Concat(branches...)
+}
+
+// reach is how deep into the document the errors lie.
+func reach(all []*jsonschema.ValidationError) int {
+	deepest := 0
+	for _, e := range all {
+		deepest = max(deepest, len(e.InstanceLocation))
 	}
-	return all
+	return deepest
+}
+
+func compareErrors(a, b *jsonschema.ValidationError) int {
+	return cmp.Or(slices.Compare(a.InstanceLocation, b.InstanceLocation), cmp.Compare(kindText(a), kindText(b)))
 }
 
 // alternatives joins the types that would have been right.
@@ -146,7 +154,8 @@ var english = message.NewPrinter(language.English)
 
 func kindText(e *jsonschema.ValidationError) string { return e.ErrorKind.LocalizedString(english) }
 
-var typeNames = map[string]string{"object": "a mapping", "array": "a list", "string": "a text", "number": "a number", "integer": "a whole number",
+var typeNames = map[string]string{"object": "a mapping",
+	"array": "a list", "string": "a text", "number": "a number", "integer": "a whole number",
 	"boolean": "true or false", "null": "nothing"}
 
 func typeName(t string) string {
@@ -209,7 +218,8 @@ func (s *scanner) unknownKey(u *unit, at []string, key, service string) {
 	name, known := join(strings.Join(at, "."), key), keysBelow(at)
 	switch {
 	case len(at) > 0 && at[0] == "include":
-		s.add(manifest.Notice, "key-no-effect", pos, "", "%s has no effect: Compose does not know it; known are: %s", name, strings.Join(known, ", "))
+		s.add(manifest.Notice,
+			"key-no-effect", pos, "", "%s has no effect: Compose does not know it; known are: %s", name, strings.Join(known, ", "))
 	case len(known) == 0:
 		s.add(manifest.Error, "key-unknown", pos, service, "%s: the name must be of letters, digits, ., - and _", name)
 	default:

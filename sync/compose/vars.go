@@ -234,10 +234,11 @@ func (v *variables) problems(stack string) []manifest.Problem {
 			list = append(list, item+")")
 		}
 		first := v.missing[names[0]].pos
-		out = append(out, manifest.Problem{Severity: manifest.Error, Rule: "variable-required", Stack: stack, File: first.File, Line: first.Line,
-			Message: fmt.Sprintf("%s no value: %s; set %s in .env beside the file, under vars: in gitops.yaml, or with --var NAME=VALUE",
-				plural(len(list), "this required variable has", "these required variables have"), strings.Join(list, ", "),
-				plural(len(list), "it", "them"))})
+		out = append(out,
+			manifest.Problem{Severity: manifest.Error, Rule: "variable-required", Stack: stack, File: first.File, Line: first.Line,
+				Message: fmt.Sprintf("%s no value: %s; set %s in .env beside the file, under vars: in gitops.yaml, or with --var NAME=VALUE",
+					plural(len(list), "this required variable has", "these required variables have"), strings.Join(list, ", "),
+					plural(len(list), "it", "them"))})
 	}
 	unset := map[string]lack{}
 	for n, l := range v.unset {
@@ -248,9 +249,11 @@ func (v *variables) problems(stack string) []manifest.Problem {
 	if len(unset) > 0 {
 		names := sortedLacks(unset)
 		first := unset[names[0]].pos
-		out = append(out, manifest.Problem{Severity: manifest.Notice, Rule: "variable-unset", Stack: stack, File: first.File, Line: first.Line,
-			Message: fmt.Sprintf("not set, so empty: %s; set %s in .env beside the file, under vars: in gitops.yaml, give a default as ${NAME:-value}, or write $$ for a plain $",
-				strings.Join(names, ", "), plural(len(names), "it", "them"))})
+		out = append(out,
+			manifest.Problem{Severity: manifest.Notice, Rule: "variable-unset", Stack: stack, File: first.File, Line: first.Line,
+				Message: fmt.Sprintf("not set, so empty: %s; set %s in .env beside the file, under vars: in gitops.yaml, "+
+					"give a default as ${NAME:-value}, or write $$ for a plain $",
+					strings.Join(names, ", "), plural(len(names), "it", "them"))})
 	}
 	return out
 }
@@ -290,7 +293,8 @@ func parseEnv(file string, data []byte, into map[string]string, format string, l
 		line, _ = strconv.Atoi(m[1])
 	}
 	if strings.Contains(err.Error(), "required variable") {
-		return faultf(line, "env-file", "a required variable (${NAME:?}) has no value; set it in an earlier line, or under vars: in gitops.yaml")
+		return faultf(line,
+			"env-file", "a required variable (${NAME:?}) has no value; set it in an earlier line, or under vars: in gitops.yaml")
 	}
 	return faultf(line, "env-file", "the line is not NAME=VALUE")
 }

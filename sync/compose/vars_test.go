@@ -23,7 +23,8 @@ func lookupTest(name string) (string, bool) {
 func TestSubstitutionIsThatOfCompose(t *testing.T) {
 	defer silence()()
 	rapid.Check(t, func(t *rapid.T) {
-		compareSubstitution(t, strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"$", "$$", "${", "}", "SET", "EMPTY", "UNSET", "A", "_b1", "-", ":-", "+", ":+",
+		compareSubstitution(t, strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"$",
+			"$$", "${", "}", "SET", "EMPTY", "UNSET", "A", "_b1", "-", ":-", "+", ":+",
 			"?", ":?", "1", " ", "/", "text", "${SET}", "${UNSET:-x}", "${EMPTY:-${A}}", "${SET:+y}", "$A"}), 0, 8).Draw(t, "text"), ""))
 	})
 }
@@ -34,7 +35,8 @@ func compareSubstitution(t interface {
 }, text string) {
 	t.Helper()
 	want, wantErr := template.Substitute(text, lookupTest)
-	x := expander{vars: newVariables(map[string]string{"SET": "value", "EMPTY": "", "A": "a", "_b1": "b"}), pos: manifest.Pos{File: "f", Line: 1}, text: text}
+	x := expander{vars: newVariables(map[string]string{"SET": "value",
+		"EMPTY": "", "A": "a", "_b1": "b"}), pos: manifest.Pos{File: "f", Line: 1}, text: text}
 	got, gotErr := x.run(text)
 	if wantErr != nil || gotErr != nil {
 		return // both sides have texts that only one of them refuses; ours are told with the line
@@ -140,7 +142,8 @@ func TestLoadIsDeterministic(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		names := []string{"a", "b", "c", "d", "e"}
-		keys := []string{"image: x", "image: [bad]", "ports: [\"80:80\"]", "networks: [gone]", "volumes: [\"gone:/x\", \"./x:/y\"]", "gpus: all", "depends_on: [a]",
+		keys := []string{"image: x",
+			"image: [bad]", "ports: [\"80:80\"]", "networks: [gone]", "volumes: [\"gone:/x\", \"./x:/y\"]", "gpus: all", "depends_on: [a]",
 			"blkio_config: {weight: 10}", "restart: maybe", "environment: {A: ${A}, B: ${B:?}}"}
 		write := func(order []string, lines map[string][]string) string {
 			var b strings.Builder
@@ -155,7 +158,8 @@ func TestLoadIsDeterministic(t *testing.T) {
 		}
 		lines := map[string][]string{}
 		for _, n := range names {
-			lines[n] = rapid.SliceOfNDistinct(rapid.SampledFrom(keys), 1, 4, func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }).Draw(t, n)
+			lines[n] = rapid.SliceOfNDistinct(rapid.SampledFrom(keys),
+				1, 4, func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }).Draw(t, n)
 		}
 		dir, err := os.MkdirTemp("", "compose")
 		if err != nil {

@@ -311,7 +311,7 @@ const (
 type Mount struct {
 	Kind     MountKind `json:"kind"`
 	Target   string    `json:"target"`           // absolute, clean
-	Source   string    `json:"source,omitempty"` // volume: real name; bind: host path; data: path below the stack's data root; content: path in the commit
+	Source   string    `json:"source,omitempty"` // volume: real name; bind: host path; data: path below the stack's data root; content: path from the stack's directory
 	ReadOnly bool      `json:"readOnly,omitzero"`
 	// Digest is the content's blob, as sha256:HEX: of a file, or of a directory's [Listing].
 	Digest string `json:"digest,omitempty"`

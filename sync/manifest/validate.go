@@ -52,7 +52,8 @@ func (v *validator) add(rule, service, path, format string, args ...any) {
 func (v *validator) names() {
 	s := v.stack
 	if !stackName.MatchString(s.Name) || len(s.Name) > MaxStackName {
-		v.add("stack-name", "", "", "the stack name %q must be of lower-case letters, digits, - and _, begin with a letter or digit and have at most %d characters",
+		v.add("stack-name", "", "",
+			"the stack name %q must be of lower-case letters, digits, - and _, begin with a letter or digit and have at most %d characters",
 			s.Name, MaxStackName)
 	}
 	for i := range s.Networks {
@@ -82,7 +83,8 @@ func (v *validator) network(n *Network) {
 		v.add("network-subnet", "", at, "the subnet %q of the network %s is not an IPv4 network such as 10.5.0.0/24", n.Subnet, n.Key)
 		return
 	case subnet.Masked() != subnet:
-		v.add("network-subnet", "", at, "the subnet %s of the network %s has bits set behind its length; did you mean %s?", n.Subnet, n.Key, subnet.Masked())
+		v.add("network-subnet",
+			"", at, "the subnet %s of the network %s has bits set behind its length; did you mean %s?", n.Subnet, n.Key, subnet.Masked())
 	case subnet.Bits() > 29:
 		v.add("network-subnet", "", at, "the subnet %s of the network %s is too small; take /29 or a larger one", n.Subnet, n.Key)
 	}
@@ -96,7 +98,8 @@ func (v *validator) network(n *Network) {
 func (v *validator) service(s *Service) {
 	name := s.Name
 	if !serviceName.MatchString(name) || len(name) > MaxServiceName {
-		v.add("service-name", name, name, "the service name %q must be of letters, digits, ., - and _, begin with a letter or digit and have at most %d characters",
+		v.add("service-name", name,
+			name, "the service name %q must be of letters, digits, ., - and _, begin with a letter or digit and have at most %d characters",
 			name, MaxServiceName)
 	}
 	if s.Replicas < 0 {
@@ -145,7 +148,8 @@ func (v *validator) update(s *Service) {
 		}
 	}
 	if s.Rollback.FailureAction == ActionRollback {
-		v.add("update-value", s.Name, s.Name+".rollback", "a rollback can't be rolled back; set failure_action to pause or continue in rollback_config")
+		v.add("update-value",
+			s.Name, s.Name+".rollback", "a rollback can't be rolled back; set failure_action to pause or continue in rollback_config")
 	}
 }
 
@@ -194,7 +198,8 @@ func (v *validator) resources(s *Service, c *Container) {
 	case r.MemorySwap > 0 && r.Memory == 0:
 		v.add("resources", s.Name, at+".memorySwap", "memswap_limit needs a mem_limit")
 	case r.MemorySwap > 0 && r.MemorySwap < r.Memory:
-		v.add("resources", s.Name, at+".memorySwap", "memswap_limit counts memory and swap together, so it can't be below mem_limit (%s)", r.Memory)
+		v.add("resources",
+			s.Name, at+".memorySwap", "memswap_limit counts memory and swap together, so it can't be below mem_limit (%s)", r.Memory)
 	case r.CPU > 0 && r.ReserveCPU > r.CPU:
 		v.add("resources", s.Name, at+".cpu", "more cores are reserved (%s) than the limit allows (%s)", r.ReserveCPU, r.CPU)
 	}
@@ -269,7 +274,8 @@ func (v *validator) ports() {
 			for _, u := range taken[k] {
 				if u.ip == "" || p.HostIP == "" || u.ip == p.HostIP {
 					if u.service == s.Name {
-						v.add("port-twice", s.Name, at, "the host port %d/%s is published twice; remove one of the entries", p.Published, p.Proto())
+						v.add("port-twice",
+							s.Name, at, "the host port %d/%s is published twice; remove one of the entries", p.Published, p.Proto())
 						break
 					}
 					v.add("port-shared", s.Name, at, "port %d/%s is published by the service %s too; on one node only one of them gets it",
