@@ -25,6 +25,7 @@ type leader struct {
 	term    uint64
 	intakes map[string]*intake // by source: the newest revision, rendered and reviewed
 	follows []Source
+	looked  uint64 // index up to which changes of sources were seen
 
 	decided uint64               // index up to which all stacks were decided
 	wakes   map[string]time.Time // log time at which a stack is to be decided again
@@ -200,8 +201,18 @@ func (l *leader) proposePlan(ctx context.Context, plan *reconcile.Plan, view *st
 
 // follow hands the sources of the log to those who watch them, when they changed.
 func (l *leader) follow() error {
+	view := l.View()
+	if l.looked > 0 {
+		sources, whole := view.Since(l.looked, "sources")
+		secrets, _ := view.Since(l.looked, "secrets")
+		if whole && len(sources)+len(secrets) == 0 {
+			l.looked = view.Index
+			return nil
+		}
+	}
+	l.looked = view.Index
 	var want []Source
-	for _, s := range l.View().Sources.All() {
+	for _, s := range view.Sources.All() {
 		if s.Value.Removing {
 			continue
 		}

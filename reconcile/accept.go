@@ -261,12 +261,16 @@ func (a *accepting) stack(f manifest.FoundStack, spec *manifest.Stack, problems 
 			}
 		}
 	}
-	if known && sameWanted(old.Wanted, next.Wanted) && old.Dir == next.Dir && !old.Removing && follows(old, next.Wanted) {
+	held := a.held(old, spec)
+	if held != nil && held.ID == ReasonSuspended && old.Suspended == nil && next.Wanted.Decision == state.DecisionAccepted {
+		next.Wanted.Reasons = []state.Reason{*held} // Git says so: status has it from here
+	}
+	if known && sameWanted(old.Wanted, next.Wanted) && old.Dir == next.Dir && !old.Removing && (held != nil || follows(old, next.Wanted)) {
 		return
 	}
 	step := Step{Cause: CauseRevision, Source: a.in.Source, Stack: f.Name, Revision: rev}
 	var item state.Item
-	switch held := a.held(old, spec); {
+	switch {
 	case next.Wanted.Decision == state.DecisionFailed:
 		step.Action, step.Reason = ActFail, next.Wanted.Reasons[0]
 	case next.Wanted.Decision == state.DecisionBlocked:
@@ -303,9 +307,9 @@ func sameWanted(a, b state.Wanted) bool {
 	return manifest.Hash(a) == manifest.Hash(b)
 }
 
-// follows says whether what is applied is what is wanted, or rightly not.
+// follows says whether what is applied is what is wanted, or may not be.
 func follows(s state.Stack, w state.Wanted) bool {
-	return w.Decision != state.DecisionAccepted || s.Applied != nil && s.Applied.Release == w.Release || s.Suspended != nil || s.Pinned != nil
+	return w.Decision != state.DecisionAccepted || s.Applied != nil && s.Applied.Release == w.Release
 }
 
 func firstError(ps []manifest.Problem) string {

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"github.com/gitopsd/gitopsd/reconcile/rollout"
@@ -54,10 +55,11 @@ type decision struct {
 	nets  map[string]state.Network   // networks that this plan makes
 	// volumed are the volumes that this plan records.
 	volumed map[string]bool
+	ports   map[uint16]bool // host ports that this plan chooses
 }
 
 func newDecision(v *state.View, now Now) *decision {
-	return &decision{v: v, now: now, addrs: map[string]map[string]bool{}, nets: map[string]state.Network{}, volumed: map[string]bool{}}
+	return &decision{v: v, now: now, addrs: map[string]map[string]bool{}, nets: map[string]state.Network{}, volumed: map[string]bool{}, ports: map[uint16]bool{}}
 }
 
 func (d *decision) stack(name string, e state.Entry[state.Stack]) {
@@ -67,7 +69,7 @@ func (d *decision) stack(name string, e state.Entry[state.Stack]) {
 	} else if e.Value.Applied != nil {
 		s.converge()
 	}
-	if manifest.Hash(s.next) != manifest.Hash(e.Value) && !s.gone {
+	if !s.gone && !reflect.DeepEqual(s.next, e.Value) {
 		d.plan.Items = append(d.plan.Items, state.Item{state.Put(name, e.Version, s.next)})
 	}
 }
@@ -143,12 +145,17 @@ func (s *stackRun) service(name string) {
 	case svc.Target != want && svc.Bad != want:
 		svc.Target, svc.Revision = want, s.next.Applied.Revision
 		svc.Step, svc.Started, svc.Failed, svc.Reason, svc.Bad, svc.BadRevision = state.StepUpdating, s.now.Log, nil, state.Reason{}, "", manifest.Revision{}
+	case svc.Bad != "" && svc.Bad != want: // Git itself went back to what runs: what was bad may be tried again
+		svc.Revision, svc.Reason, svc.Bad, svc.BadRevision = s.next.Applied.Revision, state.Reason{}, "", manifest.Revision{}
+		if svc.Step != state.StepDone {
+			svc.Step, svc.Started, svc.Failed = state.StepUpdating, s.now.Log, nil
+		}
 	}
 	target, ok := s.spec(svc.Target)
 	if !ok {
 		return
 	}
-	svc.Ports = s.hostPorts(key, svc.Ports, target)
+	svc.Ports = s.hostPorts(svc.Ports, target)
 	slots, adopt := s.slots(key, svc, target)
 	for _, t := range adopt { // what changed needs no new task: the node sets it on the one that runs
 		was, _ := s.spec(t.Spec)
@@ -174,12 +181,13 @@ func (s *stackRun) service(name string) {
 		s.rollback(name, &svc)
 	} else if adopted == 0 { // a task is changed once a plan: its version is that of the log
 		item = append(item, s.moves(name, &svc, target, slots, out.Moves)...)
+		out.Ended = s.unplaced(name, &svc, target) || out.Ended
 	}
 	if out.Ended {
 		s.ended(name, svc)
 	}
 	s.services[name] = svc
-	if !known || manifest.Hash(svc) != manifest.Hash(e.Value) {
+	if !known || !reflect.DeepEqual(svc, e.Value) {
 		item = append(item, state.Put(key, e.Version, svc))
 	}
 	if len(item) > 0 {
@@ -345,7 +353,11 @@ func forget(v *state.View, id string, version uint64) state.Item {
 func (s *stackRun) make(name string, svc *state.Service, target *manifest.Service, m rollout.Move) state.Item {
 	key := state.ServiceKey(s.name, name)
 	ask := schedule.Ask{Service: key, Slot: m.Slot, Home: s.home(key, target, m.Slot), Spec: target}
-	place := schedule.Place(ask, s.places())
+	nodes := s.places()
+	if m.Ready {
+		nodes = s.without(nodes, key, m.Slot)
+	}
+	place := schedule.Place(ask, nodes)
 	if place.Node == "" {
 		s.refuse(name, svc, state.Reason{ID: ReasonNoPlace, Message: place.Refusal})
 		return nil
@@ -386,6 +398,29 @@ func (s *stackRun) refuse(name string, svc *state.Service, why state.Reason) {
 	}
 	svc.Reason = why
 	s.step(Step{Action: ActRefuse, Service: name, Revision: svc.Revision, Reason: why})
+}
+
+// unplaced ends a rollout that finds no place for a task until the deadline: it goes back where it can, else it is paused, and goes on as soon as there is room.
+// It says whether the rollout ended.
+func (s *stackRun) unplaced(name string, svc *state.Service, target *manifest.Service) bool {
+	if svc.Reason.ID != ReasonNoPlace && svc.Reason.ID != ReasonNoAddress || svc.Step == state.StepDone || svc.Step == state.StepPaused {
+		return false
+	}
+	policy := target.Update
+	if svc.Step == state.StepRollback {
+		policy = target.Rollback
+	}
+	if end := svc.Started.Add(policy.Deadline.Std()); s.now.Log.Before(end) {
+		s.plan.wake(s.name, end)
+		return false
+	}
+	back := policy.FailureAction == "" || policy.FailureAction == manifest.ActionRollback
+	if back && svc.Step != state.StepRollback && s.canRollBack(*svc) {
+		s.rollback(name, svc)
+		return false
+	}
+	svc.Step = state.StepPaused
+	return true
 }
 
 // images are the digests that the spec's references were resolved to before: a tag is resolved once for a spec.

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -47,6 +48,18 @@ func (d *decision) places() []schedule.Node {
 func (d *decision) took(node, key string, spec *manifest.Service) {
 	at := slices.IndexFunc(d.nodes, func(n schedule.Node) bool { return n.ID == node })
 	d.nodes[at].Take(key, spec)
+}
+
+// without lists the nodes as they are when the slot's tasks have stopped: what is only made ready runs after those are gone, so it may have what they reserve.
+func (d *decision) without(nodes []schedule.Node, key string, slot int) []schedule.Node {
+	out := slices.Clone(nodes)
+	for _, t := range d.v.Tasks.Below(key + ".") {
+		at := slices.IndexFunc(out, func(n schedule.Node) bool { return n.ID == t.Value.Node })
+		if spec, ok := d.spec(t.Value.Spec); ok && at >= 0 && t.Value.Slot == slot {
+			out[at].Release(spec)
+		}
+	}
+	return out
 }
 
 // home is the node that holds the slot's local data.
@@ -128,13 +141,17 @@ func (s *stackRun) networks() {
 			if next.Subnets[id] != "" {
 				continue
 			}
+			cidr := n.Subnet
+			if cidr == "" {
+				cidr = subnet(node.Value.Block, next.Number)
+			}
+			if cidr == "" { // the block is used up: its tasks are refused by name
+				continue
+			}
 			if !missing {
 				missing, next.Subnets = true, clone(next.Subnets)
 			}
-			next.Subnets[id] = n.Subnet
-			if n.Subnet == "" {
-				next.Subnets[id] = subnet(node.Value.Block, next.Number)
-			}
+			next.Subnets[id] = cidr
 		}
 		if known && !missing {
 			continue
@@ -238,7 +255,7 @@ func free(p netip.Prefix, gateway string, used map[string]bool) string {
 }
 
 // hostPorts chooses a host port for each published port that names none, and keeps it for good.
-func (s *stackRun) hostPorts(key string, have map[string]uint16, target *manifest.Service) map[string]uint16 {
+func (s *stackRun) hostPorts(have map[string]uint16, target *manifest.Service) map[string]uint16 {
 	var out map[string]uint16
 	for _, p := range target.Ports {
 		if p.Published != 0 {
@@ -249,14 +266,16 @@ func (s *stackRun) hostPorts(key string, have map[string]uint16, target *manifes
 			out = map[string]uint16{}
 		}
 		if out[name] = have[name]; out[name] == 0 {
-			out[name] = s.freePort(key, out)
+			out[name] = s.freePort()
+			s.ports[out[name]] = true
 		}
 	}
 	return out
 }
 
-func (d *decision) freePort(key string, taken map[string]uint16) uint16 {
-	used := map[uint16]bool{}
+// freePort is the lowest port of the range that nobody has, 0 when all are taken.
+func (d *decision) freePort() uint16 {
+	used := maps.Clone(d.ports)
 	for _, e := range d.v.Services.All() {
 		for _, name := range sortedKeys(e.Value.Ports) {
 			used[e.Value.Ports[name]] = true
@@ -266,9 +285,6 @@ func (d *decision) freePort(key string, taken map[string]uint16) uint16 {
 				used[p.Published] = true
 			}
 		}
-	}
-	for _, name := range sortedKeys(taken) {
-		used[taken[name]] = true
 	}
 	for p := uint16(firstPort); p <= lastPort; p++ {
 		if !used[p] {

@@ -7,6 +7,15 @@
 // Words: an operation is a write with an id of the caller's choice, so that it may be sent again; a feed is an answer without end, of server-sent events
 // (text/event-stream) or of JSON lines; a session is one exec, on a connection that left HTTP behind (see [Frame]).
 //
+// Routes, all below /v1 but /metrics:
+//
+//	GET   version, status, history, volumes, secrets, events   facts, from the View
+//	GET   drift, inspect, logs                                 what runs, from Live
+//	GET   changes, progress, events?watch=1                    feeds: an answer goes on while the View moves
+//	POST  operations                                           a write
+//	POST  plan, plan/revision, sources/test                    questions to the Planner
+//	POST  exec                                                 a session
+//
 // Errors are {"error": sentence, "reason": id, "names": [what there is]}; the HTTP status is the [Kind]. No answer holds a secret's value: values of fields that
 // are named like a secret are masked before they leave the server, and what secret.set brings is never sent back.
 package api

@@ -39,7 +39,7 @@ type Config struct {
 	Backend Backend
 	Live    Live
 	Planner Planner
-	Log     *slog.Logger
+	Log     *slog.Logger // nil = nothing is logged
 }
 
 // Server answers on a unix socket of mode 0600.
@@ -52,6 +52,9 @@ type Server struct {
 
 // NewServer makes a server. It listens only in Run.
 func NewServer(c Config) *Server {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 	s := &Server{cfg: c, mux: http.NewServeMux(), metrics: newMetrics(c)}
 	s.get("/v1/version", s.version)
 	s.get("/v1/status", func(r *http.Request) (any, error) { return statusOf(s.cfg.Backend.View(), r.FormValue("stack")) })

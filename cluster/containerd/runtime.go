@@ -227,7 +227,7 @@ func (r *Runtime) sweep(ctx context.Context) error {
 }
 
 // List implements [worker.Runtime]. It costs two calls to containerd, however many containers there are, and reads the limits from the
-// kernel. A container whose process was lost with the machine's last boot is Exited with code 255.
+// kernel. A container whose process went with the machine's last boot is Lost.
 func (r *Runtime) List(ctx context.Context) ([]worker.Container, error) {
 	ctx = r.in(ctx)
 	records, err := r.client.ContainerService().List(ctx, `labels."`+managedLabel+`"==true`)
@@ -253,10 +253,7 @@ func (r *Runtime) container(rec containers.Container, t *tasktypes.Process) work
 	c := worker.Container{ID: rec.ID, Image: rec.Labels[imageLabel], Digest: rec.Labels[digestLabel], Labels: userLabels(rec.Labels)}
 	c.StartedAt = r.startedAt(rec.ID)
 	if t == nil {
-		c.Phase, c.ExitCode, c.ExitedAt = worker.Exited, client.UnknownExitStatus, rec.UpdatedAt
-		if c.StartedAt.After(c.ExitedAt) {
-			c.ExitedAt = c.StartedAt
-		}
+		c.Phase, c.ExitCode = worker.Lost, client.UnknownExitStatus
 		return c
 	}
 	c.PID = int(t.Pid)

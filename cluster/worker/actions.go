@@ -23,6 +23,7 @@ import (
 // Reasons that actions give when they fail.
 const (
 	ReasonImageMissing = "image.missing"
+	ReasonImageDenied  = "image.denied"
 	ReasonRegistry     = "image.registry"
 	ReasonImage        = "image.failed"
 	ReasonPortTaken    = "port.taken"
@@ -143,8 +144,10 @@ func classify(v converge.Verb, err error) converge.Trouble {
 		t.Reason.ID, t.Fault = told.id, told.fault
 	case errors.Is(err, errNoSpace):
 		t.Reason.ID = ReasonDisk
-	case v == converge.Pull && errors.Is(err, ErrNotFound):
+	case errors.Is(err, ErrImageMissing) || v == converge.Pull && errors.Is(err, ErrNotFound):
 		t.Reason.ID, t.Fault = ReasonImageMissing, true
+	case errors.Is(err, ErrImageDenied):
+		t.Reason.ID, t.Fault = ReasonImageDenied, true
 	case v == converge.Pull && errors.Is(err, ErrUnavailable):
 		t.Reason.ID = ReasonRegistry
 	case v == converge.Pull:

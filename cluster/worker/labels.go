@@ -41,11 +41,10 @@ func observed(c Container) converge.Container {
 		out.Phase = converge.Running
 	case Paused:
 		out.Phase = converge.Paused
+	case Lost:
+		out.Phase = converge.Lost
 	default:
 		out.Phase = converge.Exited
-		if c.ExitedAt.IsZero() {
-			out.Phase = converge.Lost
-		}
 	}
 	return out
 }

@@ -111,6 +111,8 @@ const (
 	Running Phase = "running"
 	Paused  Phase = "paused"
 	Exited  Phase = "exited"
+	// Lost: there is a record of the container, but nothing of it runs and nobody saw it end. The machine was restarted.
+	Lost Phase = "lost"
 )
 
 // Container is a container as the runtime sees it now.

@@ -315,15 +315,44 @@ func (c *cli) actor() string {
 	return ""
 }
 
-// ask puts a question to the person at the terminal. Without one the answer is no, and why says what to write instead.
-func (c *cli) ask(question, flag string) error {
+// ask puts a question to the person at the terminal. Without one the answer is no, and flag says what to write instead.
+func (c *cli) ask(ctx context.Context, question, flag string) error {
 	if !c.inTTY || !c.errTTY {
 		return fmt.Errorf("%s; there is no terminal to ask at: say %s if you mean it", question, flag)
 	}
 	fmt.Fprintf(c.err, "%s. Go on? [y/N] ", cleanLine(question))
-	line, _ := bufio.NewReader(c.in).ReadString('\n')
+	line, err := interruptible(ctx, func() (string, error) {
+		l, err := bufio.NewReader(c.in).ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		return l, err
+	})
+	if err != nil {
+		return err
+	}
 	if a := strings.ToLower(strings.TrimSpace(line)); a != "y" && a != "yes" {
 		return errors.New("nothing was changed")
 	}
 	return nil
+}
+
+// interruptible gives up a read of the standard input when ctx ends. The read itself can't be ended: it lasts until the program does.
+func interruptible[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := read()
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.v, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,7 @@ Exit codes: 0 done, 2 error.`,
 			if err := c.only(); err != nil {
 				return err
 			}
-			value, err := c.readSecret(args[0])
+			value, err := c.readSecret(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -43,17 +44,17 @@ Exit codes: 0 done, 2 error.`,
 	}
 }
 
-func (c *cli) readSecret(name string) ([]byte, error) {
+func (c *cli) readSecret(ctx context.Context, name string) ([]byte, error) {
 	if file, ok := c.in.(*os.File); ok && c.inTTY {
 		fmt.Fprintf(c.err, "Value of %s: ", cleanLine(name))
-		value, err := term.ReadPassword(int(file.Fd()))
+		value, err := readPassword(ctx, int(file.Fd()))
 		fmt.Fprintln(c.err)
 		if err == nil && len(value) == 0 {
 			err = errors.New("nothing was typed: the secret is as it was")
 		}
 		return value, err
 	}
-	value, err := io.ReadAll(io.LimitReader(c.in, maxSecret+1))
+	value, err := interruptible(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(c.in, maxSecret+1)) })
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("read the value: %w", err)
@@ -66,6 +67,16 @@ func (c *cli) readSecret(name string) ([]byte, error) {
 		c.note("the value ends with a line end, and that is part of it; `printf %%s` writes none")
 	}
 	return value, nil
+}
+
+// readPassword reads a line that the terminal does not show. However it ends, the terminal shows again what is typed.
+func readPassword(ctx context.Context, fd int) ([]byte, error) {
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, err
+	}
+	value, err := interruptible(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
+	return value, errors.Join(err, term.Restore(fd, before))
 }
 
 func (c *cli) secretListCmd() *cobra.Command {

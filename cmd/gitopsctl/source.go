@@ -46,7 +46,7 @@ func (o *sourceOptions) flags(f *pflag.FlagSet) {
 }
 
 // fill reads the files that the flags name.
-func (o *sourceOptions) fill(in io.Reader) error {
+func (o *sourceOptions) fill(ctx context.Context, in io.Reader) error {
 	o.spec.Interval = manifest.Duration(o.interval)
 	if o.token == "-" && o.passphrase == "-" {
 		return errors.New("the standard input holds the token or the passphrase, not both")
@@ -60,7 +60,7 @@ func (o *sourceOptions) fill(in io.Reader) error {
 		if f.path == "" {
 			continue
 		}
-		b, err := readCredential(in, f.path)
+		b, err := readCredential(ctx, in, f.path)
 		if err != nil {
 			return err
 		}
@@ -73,9 +73,9 @@ func (o *sourceOptions) fill(in io.Reader) error {
 }
 
 // readCredential reads a file, or for - the standard input.
-func readCredential(in io.Reader, path string) ([]byte, error) {
+func readCredential(ctx context.Context, in io.Reader, path string) ([]byte, error) {
 	if path == "-" {
-		return io.ReadAll(io.LimitReader(in, maxCredential))
+		return interruptible(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(in, maxCredential)) })
 	}
 	return readFile(path, maxCredential)
 }
@@ -100,7 +100,7 @@ Exit codes: 0 done, 1 --test found the source to be wrong and nothing was added,
 			if err := c.only(); err != nil {
 				return err
 			}
-			if err := o.fill(c.in); err != nil {
+			if err := o.fill(cmd.Context(), c.in); err != nil {
 				return err
 			}
 			if o.test {
@@ -148,7 +148,7 @@ Exit codes: 0 it works, 1 something is wrong, 2 error.`,
 			if err := c.only(); err != nil {
 				return err
 			}
-			if err := o.fill(c.in); err != nil {
+			if err := o.fill(cmd.Context(), c.in); err != nil {
 				return err
 			}
 			if strings.ContainsAny(args[0], "/:") {
@@ -218,8 +218,8 @@ Exit codes: 0 done, 2 error.`,
 	return cmd
 }
 
-func (c *cli) askSourceRemove(ctx context.Context, name string) error {
-	ctx, cancel := c.limit(ctx, readLimit)
+func (c *cli) askSourceRemove(whole context.Context, name string) error {
+	ctx, cancel := c.limit(whole, readLimit) // for the daemon: a person may take longer
 	defer cancel()
 	st, err := c.daemon().Status(ctx, "")
 	if err != nil {
@@ -227,7 +227,7 @@ func (c *cli) askSourceRemove(ctx context.Context, name string) error {
 	}
 	for _, s := range st.Sources {
 		if s.Name == name {
-			return c.ask(fmt.Sprintf("source %s and its %s will be removed", name, plural(s.Stacks, "stack")), "--yes")
+			return c.ask(whole, fmt.Sprintf("source %s and its %s will be removed", name, plural(s.Stacks, "stack")), "--yes")
 		}
 	}
 	return api.NotFoundf("source", name, sourceNames(st))

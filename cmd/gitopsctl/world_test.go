@@ -265,7 +265,10 @@ func (w *world) Exec(_ context.Context, req api.ExecRequest, s api.ExecStreams) 
 		return 0, errors.New("the container has no command missing")
 	}
 	_, _ = io.WriteString(s.Stdout, strings.Join(req.Command, " ")+"\n"+w.exec.Stdout)
-	if s.Stdin != nil {
+	if s.Stdin != nil && req.TTY { // a terminal has no end: take a line
+		line, _ := bufio.NewReader(s.Stdin).ReadString('\n')
+		_, _ = fmt.Fprintf(s.Stdout, "%s at %dx%d\n", strings.TrimSpace(line), req.Size.Columns, req.Size.Rows)
+	} else if s.Stdin != nil {
 		_, _ = io.Copy(s.Stdout, s.Stdin)
 	}
 	if s.Stderr != nil {

@@ -152,6 +152,12 @@ func explain(total int, refused []int, example []string) string {
 	return fmt.Sprintf("no node of %d fits: %s", total, strings.Join(parts, ", "))
 }
 
+// Release gives back what a task on the node reserves; its ports stay taken.
+func (n *Node) Release(spec *manifest.Service) {
+	n.FreeCPU += manifest.CPU(reserved(spec, func(r manifest.Resources) int64 { return int64(r.ReserveCPU) }))
+	n.FreeMemory += manifest.Bytes(reserved(spec, func(r manifest.Resources) int64 { return int64(r.ReserveMemory) }))
+}
+
 // Take counts a task of the service as running on the node.
 func (n *Node) Take(service string, spec *manifest.Service) {
 	n.Tasks++
