@@ -57,11 +57,11 @@ cover: check ## write cover.out and print the coverage of each package
 bench: build deps ## measure speed and memory against their targets
 	$(GO) run ./fixtures/bench
 
-demo: build deps ## show everything on this machine, and leave it running
-	@fixtures/demo/demo.sh up
+demo: deps build ## show everything on this machine, and leave it running
+	@$(GO) run -buildvcs=false ./fixtures/demo/tour up
 
-demo-stop: ## remove every trace of the demo
-	@fixtures/demo/demo.sh stop
+demo-stop: build ## remove every trace of the demo
+	@$(GO) run -buildvcs=false ./fixtures/demo/tour stop
 
 vm: build ## run the lab in a Debian 12 of its own, under qemu
 	@.ci/vm

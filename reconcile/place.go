@@ -126,8 +126,7 @@ func (s *stackRun) networks() {
 	for _, n := range s.release.Stack.Networks {
 		e, known := s.v.Networks.Get(n.Name)
 		next := e.Value
-		if made, ok := s.nets[n.Name]; ok {
-			next, known = made, true
+		if _, made := s.nets[n.Name]; made {
 			continue
 		}
 		if !known {

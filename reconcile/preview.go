@@ -118,9 +118,7 @@ func stackFields(before *state.View, s Step, old state.Stack, rel state.Release)
 	if !ok {
 		return nil
 	}
-	a, b := was.Value, rel
-	a.Services, b.Services = nil, nil
-	fields := manifest.Fields(manifest.Canonical(a.Stack), manifest.Canonical(b.Stack))
+	fields := manifest.Fields(manifest.Canonical(was.Value.Stack), manifest.Canonical(rel.Stack))
 	if len(fields) == 0 {
 		return nil
 	}

@@ -102,7 +102,7 @@ func StatusOf(v *state.View, name string) (StackStatus, bool) {
 	for _, svc := range rel.Names() {
 		st.Services = append(st.Services, serviceStatus(v, name, svc))
 	}
-	st.Suspended = s.Suspended != nil || rel.Stack.Suspended
+	st.Suspended = s.Suspended != nil || suspendedInGit(s.Wanted)
 	st.Health = stackHealth(s, st)
 	st.Sync, st.Reasons = syncOf(s, src.Value)
 	for _, svc := range st.Services {
@@ -112,6 +112,10 @@ func StatusOf(v *state.View, name string) (StackStatus, bool) {
 	}
 	st.Ready = st.Sync == Synced && st.Health == Healthy
 	return st, true
+}
+
+func suspendedInGit(w state.Wanted) bool {
+	return w.Decision == state.DecisionAccepted && slices.ContainsFunc(w.Reasons, func(r state.Reason) bool { return r.ID == ReasonSuspended })
 }
 
 // Statuses tells of all stacks, by name.
@@ -158,6 +162,8 @@ func syncOf(s state.Stack, src state.Source) (Sync, []state.Reason) {
 		return OutOfSync, []state.Reason{*s.Pinned}
 	case s.Suspended != nil:
 		why = append(why, *s.Suspended)
+	default:
+		why = slices.Clone(s.Wanted.Reasons) // suspend: true in Git
 	}
 	switch {
 	case s.Applied == nil || s.Applied.Release != s.Wanted.Release:

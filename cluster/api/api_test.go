@@ -288,6 +288,85 @@ func TestFeedsEndWithTheServer(t *testing.T) {
 	}
 }
 
+// TestSlowOperationIsNotCutOff: the time that a body may take is not the time that an operation may take.
+func TestSlowOperationIsNotCutOff(t *testing.T) {
+	f := newFake()
+	f.shop(t)
+	s := NewServer(Config{Socket: filepath.Join(shortDir(t), "s"), Backend: f})
+	s.readTimeout = 20 * time.Millisecond
+	f.waiting = func(ctx context.Context) error {
+		select {
+		case <-time.After(10 * s.readTimeout):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	f.operate = func(Operation) (Result, error) { return Result{Message: "done"}, nil }
+	stop := run(t, s)
+	defer stop()
+	c := NewClient(s.cfg.Socket)
+	defer c.Close()
+	if res, err := c.Operate(t.Context(), Operation{Kind: OpSync, ID: "1"}); err != nil || res.Message != "done" {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	conn, err := net.Dial("unix", s.cfg.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "POST /v1/operations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.Contains(string(answer), "did not arrive in time") {
+		t.Errorf("a body that does not come: %q, %v", answer, err)
+	}
+}
+
+// TestEndLetsRequestsFinish: an operation that is under way when the server is told to end gets its answer.
+func TestEndLetsRequestsFinish(t *testing.T) {
+	f := newFake()
+	f.shop(t)
+	begun, proceed := make(chan struct{}), make(chan struct{})
+	f.waiting = func(ctx context.Context) error {
+		close(begun)
+		select {
+		case <-proceed:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	f.operate = func(Operation) (Result, error) { return Result{Message: "done"}, nil }
+	socket := filepath.Join(shortDir(t), "s")
+	stop := start(t, f, socket)
+	c := NewClient(socket)
+	defer c.Close()
+	got := make(chan error, 1)
+	go func() {
+		_, err := c.Operate(context.Background(), Operation{Kind: OpSync, ID: "1"})
+		got <- err
+	}()
+	<-begun
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		stop()
+	}()
+	for { // until nobody is let in any more: the end has begun
+		late := NewClient(socket)
+		_, err := late.Version(t.Context())
+		late.Close()
+		if err != nil {
+			break
+		}
+	}
+	close(proceed)
+	if err := <-got; err != nil {
+		t.Errorf("the operation was cut off: %v", err)
+	}
+	<-ended
+}
+
 func TestLogsEndWithTheirError(t *testing.T) {
 	f := newFake()
 	f.shop(t)
@@ -454,11 +533,18 @@ func FuzzRequests(f *testing.F) {
 	fk.plan = func(*manifest.Bundle) (Preview, error) { return Preview{}, nil }
 	s := NewServer(Config{Backend: fk, Live: fk, Planner: fk})
 	f.Fuzz(func(t *testing.T, operation bool, body []byte) {
-		h := s.planBundle
+		var err error
 		if operation {
-			h = s.operate
+			var op Operation
+			if err = decode(io.NopCloser(bytes.NewReader(body)), maxBody, &op); err == nil {
+				_, err = s.operate(t.Context(), &op)
+			}
+		} else {
+			var req wireBundle
+			if err = decode(io.NopCloser(bytes.NewReader(body)), maxBundle, &req); err == nil {
+				_, err = s.planBundle(t.Context(), &req)
+			}
 		}
-		_, err := h(httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(body)))
 		if err != nil && KindOf(err) == Internal {
 			t.Fatalf("%q: %v", body, err)
 		}

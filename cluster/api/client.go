@@ -102,7 +102,7 @@ func (c *Client) PlanBundle(ctx context.Context, b *manifest.Bundle) (Preview, e
 
 // PlanRevision plans a ref of a source; an empty source is the only one, an empty ref what the source follows.
 func (c *Client) PlanRevision(ctx context.Context, source, ref string) (Preview, error) {
-	return ask[Preview](ctx, c, "POST", "/v1/plan/revision", nil, map[string]string{"source": source, "ref": ref})
+	return ask[Preview](ctx, c, "POST", "/v1/plan/revision", nil, wireRef{Source: source, Ref: ref})
 }
 
 // TestSource tries a source; with a name only, the one of that name.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,6 +22,7 @@ type fake struct {
 	changed chan struct{}
 
 	operate func(Operation) (Result, error)
+	waiting func(context.Context) error // what Operate does first; may be nil
 	plan    func(*manifest.Bundle) (Preview, error)
 	drift   func(string) ([]TaskDrift, error)
 	logs    func(context.Context, LogQuery, func(LogLine) error) error
@@ -68,7 +67,12 @@ func (f *fake) Changed(after uint64) <-chan struct{} {
 	return f.changed
 }
 
-func (f *fake) Operate(_ context.Context, op Operation) (Result, error) {
+func (f *fake) Operate(ctx context.Context, op Operation) (Result, error) {
+	if f.waiting != nil {
+		if err := f.waiting(ctx); err != nil {
+			return Result{}, err
+		}
+	}
 	if f.operate == nil {
 		return Result{}, errUnset
 	}
@@ -155,11 +159,15 @@ func serve(t *testing.T, f *fake) *Client {
 // start runs a server until the function that it returns is called.
 func start(t *testing.T, f *fake, socket string) (stop func()) {
 	t.Helper()
-	s := NewServer(Config{Socket: socket, Version: "v1", Node: "n1", Backend: f, Live: f, Planner: f, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	return run(t, NewServer(Config{Socket: socket, Version: "v1", Node: "n1", Backend: f, Live: f, Planner: f}))
+}
+
+func run(t *testing.T, s *Server) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	c := NewClient(socket)
+	c := NewClient(s.cfg.Socket)
 	defer c.Close()
 	for {
 		if _, err := c.Version(ctx); err == nil {

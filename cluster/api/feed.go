@@ -92,6 +92,8 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	if !q.Watch {
 		return reply(w, list)
 	}
+	ctx, cancel := untilClosing(r)
+	defer cancel()
 	f, err := newFeed(w, true)
 	if err != nil {
 		return err
@@ -106,7 +108,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 		for k := range v.Events.All() {
 			last = max(last, k)
 		}
-		if v = s.next(r.Context(), v.Index); v == nil {
+		if v = s.next(ctx, v.Index); v == nil {
 			return nil
 		}
 		list = eventsAfter(v, last, q)
@@ -133,6 +135,8 @@ const paceOfChanges = 100 * time.Millisecond
 
 // changes tells a watcher that it should ask again.
 func (s *Server) changes(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := untilClosing(r)
+	defer cancel()
 	f, err := newFeed(w, true)
 	if err != nil {
 		return err
@@ -145,11 +149,11 @@ func (s *Server) changes(w http.ResponseWriter, r *http.Request) error {
 		pace := time.NewTimer(paceOfChanges)
 		select {
 		case <-pace.C:
-		case <-r.Context().Done():
+		case <-ctx.Done():
 			pace.Stop()
 			return nil
 		}
-		if v = s.next(r.Context(), v.Index); v == nil {
+		if v = s.next(ctx, v.Index); v == nil {
 			return nil
 		}
 	}
@@ -161,10 +165,12 @@ func (s *Server) progress(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return Invalidf("progress needs after=INDEX, where the sync was judged")
 	}
+	ctx, cancel := untilClosing(r)
+	defer cancel()
 	v := s.cfg.Backend.View()
 	if v.Index < after {
-		if v = s.next(r.Context(), after-1); v == nil {
-			return r.Context().Err()
+		if v = s.next(ctx, after-1); v == nil {
+			return ctx.Err()
 		}
 	}
 	j := journey{source: r.FormValue("source"), stack: r.FormValue("stack")}
@@ -198,7 +204,7 @@ func (s *Server) progress(w http.ResponseWriter, r *http.Request) error {
 		if done {
 			return f.send("done", "", all)
 		}
-		if v = s.next(r.Context(), v.Index); v == nil {
+		if v = s.next(ctx, v.Index); v == nil {
 			return nil
 		}
 	}
@@ -227,12 +233,14 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) error {
 			return NotFoundf("service", q.Stack+"/"+q.Service, names(v.Services))
 		}
 	}
+	ctx, cancel := untilClosing(r)
+	defer cancel()
 	f, err := newFeed(w, false)
 	if err != nil {
 		return err
 	}
-	err = s.cfg.Live.Logs(r.Context(), q, func(l LogLine) error { return f.send("", "", logRecord{LogLine: &l}) })
-	if err != nil && r.Context().Err() == nil {
+	err = s.cfg.Live.Logs(ctx, q, func(l LogLine) error { return f.send("", "", logRecord{LogLine: &l}) })
+	if err != nil && ctx.Err() == nil {
 		return f.fail(fmt.Errorf("read logs: %w", err))
 	}
 	return nil
@@ -246,12 +254,8 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 	if r.Header.Get("Upgrade") != execProtocol {
 		return Invalidf("exec needs the header Upgrade: %s", execProtocol)
 	}
-	rc := http.NewResponseController(w)
-	if err := rc.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
-		return err
-	}
 	var req ExecRequest
-	if err := decode(r, maxBody, &req); err != nil {
+	if err := s.read(w, r, maxBody, &req); err != nil {
 		return err
 	}
 	v := s.cfg.Backend.View()
@@ -261,14 +265,14 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 	if len(req.Command) == 0 {
 		return Invalidf("exec needs a command")
 	}
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := untilClosing(r)
 	defer cancel()
 	s.sessions.Add(1)
 	defer s.sessions.Done()
 	w.Header().Set("Connection", "Upgrade")
 	w.Header().Set("Upgrade", execProtocol)
 	w.WriteHeader(http.StatusSwitchingProtocols)
-	conn, buf, err := rc.Hijack()
+	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return fmt.Errorf("take over the connection: %w", err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gitopsd/gitopsd/reconcile"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
@@ -48,6 +49,8 @@ type Server struct {
 	mux      *http.ServeMux
 	metrics  *metrics
 	sessions sync.WaitGroup // exec sessions: their connections are no longer the HTTP server's
+
+	readTimeout time.Duration // for a body
 }
 
 // NewServer makes a server. It listens only in Run.
@@ -55,7 +58,7 @@ func NewServer(c Config) *Server {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: c, mux: http.NewServeMux(), metrics: newMetrics(c)}
+	s := &Server{cfg: c, mux: http.NewServeMux(), metrics: newMetrics(c), readTimeout: readTimeout}
 	s.get("/v1/version", s.version)
 	s.get("/v1/status", func(r *http.Request) (any, error) { return statusOf(s.cfg.Backend.View(), r.FormValue("stack")) })
 	s.get("/v1/history", func(r *http.Request) (any, error) { return historyOf(s.cfg.Backend.View(), r.FormValue("stack")) })
@@ -63,10 +66,10 @@ func NewServer(c Config) *Server {
 	s.get("/v1/secrets", func(*http.Request) (any, error) { return secretsOf(s.cfg.Backend.View()), nil })
 	s.get("/v1/drift", s.drift)
 	s.get("/v1/inspect", s.inspect)
-	s.post("/v1/operations", s.operate)
-	s.post("/v1/plan", s.planBundle)
-	s.post("/v1/plan/revision", s.planRevision)
-	s.post("/v1/sources/test", s.testSource)
+	post(s, "/v1/operations", maxBody, s.operate)
+	post(s, "/v1/plan", maxBundle, s.planBundle)
+	post(s, "/v1/plan/revision", maxBody, s.planRevision)
+	post(s, "/v1/sources/test", maxBody, s.testSource)
 	s.handle("GET /v1/events", s.events)
 	s.handle("GET /v1/changes", s.changes)
 	s.handle("GET /v1/progress", s.progress)
@@ -90,8 +93,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("listen on %s: %w", s.cfg.Socket, err)
 	}
 	defer unlock()
-	// Feeds and sessions watch this context. It is not ctx itself, so that requests in flight get their answer first.
-	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	// Feeds and sessions, which have no end of their own, end with ctx. Other requests get a moment to be answered.
+	base, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), closingKey{}, ctx))
 	defer cancel()
 	srv := &http.Server{
 		Handler:           s.mux,
@@ -108,17 +111,34 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-served:
 		err = fmt.Errorf("serve %s: %w", s.cfg.Socket, err)
 	case <-ctx.Done():
-		cancel()
 		grace, done := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 		defer done()
 		if srv.Shutdown(grace) != nil {
 			_ = srv.Close() // who has not ended by now is cut off
 		}
-		<-served
+		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+			err = fmt.Errorf("serve %s: %w", s.cfg.Socket, serr)
+		}
 	}
 	cancel()
 	s.sessions.Wait()
 	return err
+}
+
+type closingKey struct{}
+
+// untilClosing is the context of a feed or session: it ends with the request, and as soon as the server is told to end.
+func untilClosing(r *http.Request) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(r.Context())
+	closing, ok := r.Context().Value(closingKey{}).(context.Context)
+	if !ok {
+		return ctx, cancel
+	}
+	stop := context.AfterFunc(closing, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // listen opens the socket. A lock beside it tells a daemon that lives from a socket that a killed one left.
@@ -190,17 +210,31 @@ func (s *Server) get(path string, h func(*http.Request) (any, error)) {
 }
 
 // post answers with what h makes of the body.
-func (s *Server) post(path string, h func(*http.Request) (any, error)) {
+func post[T any](s *Server, path string, limit int64, h func(context.Context, *T) (any, error)) {
 	s.handle("POST "+path, func(w http.ResponseWriter, r *http.Request) error {
-		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
+		var req T
+		if err := s.read(w, r, limit, &req); err != nil {
 			return err
 		}
-		v, err := h(r)
+		v, err := h(r.Context(), &req)
 		if err != nil {
 			return err
 		}
 		return reply(w, v)
 	})
+}
+
+// read reads a request's body in the time that there is for it. Afterwards the connection has no deadline any more: one that passes while the
+// request is worked on would end the request.
+func (s *Server) read(w http.ResponseWriter, r *http.Request, limit int64, into any) error {
+	rc := http.NewResponseController(w)
+	if err := rc.SetReadDeadline(time.Now().Add(s.readTimeout)); err != nil {
+		return err
+	}
+	if err := decode(r.Body, limit, into); err != nil {
+		return err
+	}
+	return rc.SetReadDeadline(time.Time{})
 }
 
 func reply(w http.ResponseWriter, v any) error {
@@ -253,8 +287,8 @@ func (r *recorder) Write(p []byte) (int, error) {
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 // decode reads a request's body strictly: a field that this daemon does not know is refused, not passed over.
-func decode(r *http.Request, limit int64, into any) error {
-	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, limit))
+func decode(body io.ReadCloser, limit int64, into any) error {
+	d := json.NewDecoder(http.MaxBytesReader(nil, body, limit))
 	d.DisallowUnknownFields()
 	err := d.Decode(into)
 	if err == nil && d.More() {
@@ -262,6 +296,8 @@ func decode(r *http.Request, limit int64, into any) error {
 	}
 	var tooLarge *http.MaxBytesError
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return Invalidf("the request did not arrive in time")
 	case err == nil, errors.As(err, &tooLarge):
 		return err
 	case errors.Is(err, io.EOF):
@@ -315,11 +351,7 @@ func (s *Server) inspect(r *http.Request) (any, error) {
 	return maskRecord(raw)
 }
 
-func (s *Server) operate(r *http.Request) (any, error) {
-	var op Operation
-	if err := decode(r, maxBody, &op); err != nil {
-		return nil, err
-	}
+func (s *Server) operate(ctx context.Context, op *Operation) (any, error) {
 	if err := op.Check(); err != nil {
 		return nil, err
 	}
@@ -349,9 +381,9 @@ func (s *Server) operate(r *http.Request) (any, error) {
 		}
 	}
 	if op.Actor = clip(op.Actor, 100); op.Actor == "" {
-		op.Actor = peer(r.Context())
+		op.Actor = peer(ctx)
 	}
-	return s.cfg.Backend.Operate(r.Context(), op)
+	return s.cfg.Backend.Operate(ctx, *op)
 }
 
 // wireBundle is a bundle with what its own JSON leaves out because it is no part of any hash: where things were written.
@@ -366,11 +398,7 @@ type wireOrigins struct {
 	Files   []string                `json:"files"`
 }
 
-func (s *Server) planBundle(r *http.Request) (any, error) {
-	var req wireBundle
-	if err := decode(r, maxBundle, &req); err != nil {
-		return nil, err
-	}
+func (s *Server) planBundle(ctx context.Context, req *wireBundle) (any, error) {
 	if req.Bundle == nil {
 		return nil, Invalidf("plan needs a bundle")
 	}
@@ -382,23 +410,22 @@ func (s *Server) planBundle(r *http.Request) (any, error) {
 	if req.Bundle.Source, err = s.oneSource(req.Bundle.Source); err != nil {
 		return nil, err
 	}
-	p, err := s.cfg.Planner.PlanBundle(r.Context(), req.Bundle)
+	p, err := s.cfg.Planner.PlanBundle(ctx, req.Bundle)
 	return finish(p), err
 }
 
-func (s *Server) planRevision(r *http.Request) (any, error) {
-	var req struct {
-		Source string `json:"source"`
-		Ref    string `json:"ref"`
-	}
-	if err := decode(r, maxBody, &req); err != nil {
-		return nil, err
-	}
+// wireRef names a revision to be planned.
+type wireRef struct {
+	Source string `json:"source"`
+	Ref    string `json:"ref"`
+}
+
+func (s *Server) planRevision(ctx context.Context, req *wireRef) (any, error) {
 	source, err := s.oneSource(req.Source)
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.cfg.Planner.PlanRevision(r.Context(), source, req.Ref)
+	p, err := s.cfg.Planner.PlanRevision(ctx, source, req.Ref)
 	return finish(p), err
 }
 
@@ -426,14 +453,13 @@ func (s *Server) oneSource(name string) (string, error) {
 func finish(p Preview) Preview {
 	maskSteps(p.Steps)
 	p.Summary = Summarize(p.Steps)
+	if p.Steps == nil {
+		p.Steps = []reconcile.Step{}
+	}
 	return p
 }
 
-func (s *Server) testSource(r *http.Request) (any, error) {
-	var spec SourceSpec
-	if err := decode(r, maxBody, &spec); err != nil {
-		return nil, err
-	}
+func (s *Server) testSource(ctx context.Context, spec *SourceSpec) (any, error) {
 	if spec.URL == "" {
 		// The test of a source that is there: the Planner knows its credentials.
 		if v := s.cfg.Backend.View(); spec.Name == "" {
@@ -442,5 +468,9 @@ func (s *Server) testSource(r *http.Request) (any, error) {
 			return nil, noSource(v, spec.Name)
 		}
 	}
-	return s.cfg.Planner.TestSource(r.Context(), spec)
+	rep, err := s.cfg.Planner.TestSource(ctx, *spec)
+	if rep.Steps == nil {
+		rep.Steps = []SourceStep{}
+	}
+	return rep, err
 }

@@ -144,7 +144,7 @@ func (c *copier) entry(name string) error {
 	}
 	st := info.Sys().(*syscall.Stat_t)
 	if !info.IsDir() && st.Nlink > 1 {
-		id := fileID{uint64(st.Dev), st.Ino}
+		id := fileID{st.Dev, st.Ino}
 		if first, ok := c.links[id]; ok {
 			return c.dst.Link(first, name)
 		}

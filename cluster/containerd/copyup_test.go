@@ -70,7 +70,7 @@ func describe(t *testing.T, file string) string {
 		content, _ = os.ReadFile(file)
 	}
 	mtime := fmt.Sprint(st.Mtim)
-	links := uint64(st.Nlink)
+	links := uint64(st.Nlink) //nolint:unconvert // 32 bits wide on arm64
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		mtime = "" // cannot be set through os.Root
 	}

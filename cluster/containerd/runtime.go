@@ -215,7 +215,7 @@ func (r *Runtime) sweep(ctx context.Context) error {
 	}
 	if left, err := filepath.Glob(filepath.Join(r.o.StateDir, mountPrefix+"*")); err == nil {
 		for _, dir := range left {
-			unmount(dir)
+			_ = unmount(dir) // what can't be unmounted now is tried again at the next call
 		}
 	}
 	for _, name := range stale {

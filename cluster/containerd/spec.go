@@ -494,7 +494,7 @@ func devices(s *specs.Spec, c *manifest.Container) error {
 func deviceRule(rule string) (specs.LinuxDeviceCgroup, error) {
 	bad := permanent("device_cgroup_rules %q: want a rule such as `c 42:* rmw`", rule)
 	f := strings.Fields(rule)
-	if len(f) != 3 || len(f[0]) != 1 || !strings.Contains("abc", f[0]) || strings.Trim(f[2], "rwm") != "" {
+	if len(f) != 3 || !slices.Contains([]string{"a", "b", "c"}, f[0]) || strings.Trim(f[2], "rwm") != "" {
 		return specs.LinuxDeviceCgroup{}, bad
 	}
 	major, minor, ok := strings.Cut(f[1], ":")

@@ -37,7 +37,7 @@ func (m *Manager) EnsureForwarding(ctx context.Context) (Neighbours, error) {
 	if err != nil {
 		return out, fmt.Errorf("open nftables: %w", err)
 	}
-	defer conn.CloseLasting()
+	defer func() { _ = conn.CloseLasting() }()
 	chains, err := m.foreignChains(conn)
 	if err != nil {
 		return out, err
@@ -79,7 +79,7 @@ func (m *Manager) closeForwarding() error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	defer conn.CloseLasting()
+	defer func() { _ = conn.CloseLasting() }()
 	chains, err := m.foreignChains(conn)
 	if err != nil {
 		return err

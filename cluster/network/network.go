@@ -16,8 +16,9 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/gitopsd/gitopsd/cluster/network/names"
 	"github.com/vishvananda/netlink"
+
+	"github.com/gitopsd/gitopsd/cluster/network/names"
 )
 
 // Config says where the network of a node lives. Two agents on one kernel need different Names and directories.

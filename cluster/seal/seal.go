@@ -290,7 +290,7 @@ func (h *Hasher) Secret(nodes map[string]string) (state.Secret, error) {
 func (h *Hasher) Ref(name string, value []byte) string {
 	m := hmac.New(sha256.New, h.key)
 	m.Write(binary.BigEndian.AppendUint64(nil, uint64(len(name))))
-	io.WriteString(m, name)
+	m.Write([]byte(name))
 	m.Write(value)
 	return "hmac-sha256:" + hex.EncodeToString(m.Sum(nil))
 }

@@ -51,7 +51,7 @@ func (l *raftLogger) Log(h hclog.Level, msg string, args ...any) {
 			plain[i] = a
 		}
 	}
-	l.to.Log(context.Background(), l.level(h), msg, plain...)
+	l.to.Log(context.Background(), l.level(h), msg, plain...) //nolint:sloglint // raft's own messages
 }
 
 func (l *raftLogger) Trace(msg string, args ...any) { l.Log(hclog.Trace, msg, args...) }

@@ -196,7 +196,7 @@ func TestSelection(t *testing.T) {
 		t.Errorf("before the first attempt there was %q", got)
 	}
 	stop := errors.New("enough")
-	if err := Read(t.Context(), dir, Query{}, func(Entry) error { return stop }); err != stop {
+	if err := Read(t.Context(), dir, Query{}, func(Entry) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("error %v, want the callback's own", err)
 	}
 }

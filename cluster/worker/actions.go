@@ -57,9 +57,8 @@ type job struct {
 
 // outcome is what an action leaves in the memory of its task.
 type outcome struct {
-	err     error
-	images  map[string]Image
-	network bool
+	err    error
+	images map[string]Image
 }
 
 // act starts an action of a task, unless one is under way.

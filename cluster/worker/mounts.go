@@ -382,7 +382,7 @@ func (j *job) resolvConf() string {
 // netSysctls are those that belong to the network namespace; the others are the runtime's.
 func netSysctls(all map[string]string) map[string]string {
 	out := map[string]string{}
-	for k, v := range all { //nolint:gocritic // order does not matter
+	for k, v := range all {
 		if strings.HasPrefix(k, "net.") {
 			out[k] = v
 		}

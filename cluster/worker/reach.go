@@ -40,6 +40,17 @@ func (w *Worker) ensureNetworks(ctx context.Context, view *state.View, assigned 
 			want[at.Network] = true
 		}
 	}
+	// First, because a new network may have the subnet of one that is gone from the log. While a task is still on one, the network refuses, and the next pass tries again.
+	for id := range w.networks {
+		if _, ok := view.Networks.Get(id); ok || want[id] {
+			continue
+		}
+		if err := w.cfg.Network.RemoveNetwork(ctx, id); err != nil {
+			w.log.Debug("remove a network", "network", id, "err", err)
+			continue
+		}
+		delete(w.networks, id)
+	}
 	for _, id := range slices.Sorted(maps.Keys(want)) {
 		e, ok := view.Networks.Get(id)
 		if !ok {
@@ -55,26 +66,6 @@ func (w *Worker) ensureNetworks(ctx context.Context, view *state.View, assigned 
 		}
 		w.networks[id] = n
 	}
-	for id := range w.networks {
-		if _, ok := view.Networks.Get(id); ok || want[id] || w.onNetwork(id) {
-			continue
-		}
-		if err := w.cfg.Network.RemoveNetwork(ctx, id); err != nil {
-			w.log.Debug("remove a network", "network", id, "err", err)
-			continue
-		}
-		delete(w.networks, id)
-	}
-}
-
-// onNetwork says whether a task that is still being taken down may be on any network.
-func (w *Worker) onNetwork(string) bool {
-	for _, m := range w.memory {
-		if m.Network || m.Busy {
-			return true
-		}
-	}
-	return false
 }
 
 // backend is the address at which a task takes connections from outside: on its first network that is not internal.

@@ -265,9 +265,7 @@ func (w *Worker) list(ctx context.Context) error {
 		w.runtime[c.ID] = c
 		w.containers = append(w.containers, observed(c))
 	}
-	slices.SortFunc(w.containers, func(a, b converge.Container) int {
-		return compareContainers(a, b)
-	})
+	slices.SortFunc(w.containers, compareContainers)
 	return nil
 }
 

@@ -30,9 +30,10 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := names.Serve(ctx, names.Config{Path: os.Args[2], Log: logger}); err != nil {
+	err := names.Serve(ctx, names.Config{Path: os.Args[2], Log: logger})
+	stop()
+	if err != nil {
 		logger.Error("names are not served any more", "error", err)
 		os.Exit(1)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,7 +32,7 @@ Exit codes: 0 done, 2 error.`,
 			for _, o := range h.Outcomes {
 				took := ""
 				if !o.Ended.IsZero() {
-					took = o.Ended.Sub(o.Started).String()
+					took = o.Ended.Sub(o.Started).Round(time.Second / 10).String()
 				}
 				kind := word(string(o.Kind))
 				if o.Kind == "" {

@@ -13,7 +13,7 @@ import (
 
 // Limits of a review comment: forges cut off long ones, and nobody reads them.
 const (
-	maxSteps  = 100
+	maxSteps  = 100 // rows of one table
 	maxFields = 200
 	maxText   = 300 // runes of one value
 )
@@ -98,7 +98,7 @@ func markdownProblems(w io.Writer, title string, ps []manifest.Problem) {
 		return
 	}
 	fmt.Fprintf(w, "\n#### %s\n\n| Severity | Rule | Where | What |\n|---|---|---|---|\n", title)
-	for _, p := range ps {
+	for _, p := range ps[:min(len(ps), maxSteps)] {
 		at := p.Stack
 		if p.Service != "" {
 			at += "/" + p.Service
@@ -110,6 +110,9 @@ func markdownProblems(w io.Writer, title string, ps []manifest.Problem) {
 			}
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", md(string(p.Severity)), code(p.Rule), code(at), md(p.Message))
+	}
+	if n := len(ps) - maxSteps; n > 0 {
+		fmt.Fprintf(w, "\nAnd %d more.\n", n)
 	}
 }
 

@@ -143,7 +143,41 @@ func (c *cli) await(ctx context.Context, sources []string, stack string, results
 	if err := c.print(t, ends); err != nil {
 		return err
 	}
+	for _, p := range ends {
+		if p.End == api.EndStalled || p.End == api.EndRolledBack {
+			c.lastWords(ctx, p.Stack)
+		}
+	}
 	return exit(code)
+}
+
+// wordsKept is how many lines of a failed task are shown.
+const wordsKept = 10
+
+// lastWords shows what a failed task of a stack wrote last, where there is one still. It is a help, not an answer: what goes wrong with it is not told.
+func (c *cli) lastWords(ctx context.Context, stack string) {
+	st, err := c.daemon().Status(ctx, stack)
+	if err != nil {
+		return
+	}
+	for _, t := range allTasks(st) {
+		if t.Report.Failures == 0 {
+			continue
+		}
+		var lines []string
+		err := c.daemon().Logs(ctx, api.LogQuery{Stack: stack, Task: t.ID, Tail: wordsKept}, func(l api.LogLine) error {
+			lines = append(lines, string(l.Text))
+			return nil
+		})
+		if err != nil || len(lines) == 0 {
+			return
+		}
+		c.note("\nLast lines of %s; more with `gitopsctl logs %s`:", t.ID, t.ID)
+		for _, l := range lines[max(0, len(lines)-wordsKept):] {
+			c.note("  %s", l)
+		}
+		return
+	}
 }
 
 // held tells of a source that has no stacks because its first revision waits for a person, or reads as none.

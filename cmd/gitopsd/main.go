@@ -17,8 +17,9 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := command(version).ExecuteContext(ctx); err != nil {
+	err := command(version).ExecuteContext(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "gitopsd: "+err.Error())
 		os.Exit(1)
 	}

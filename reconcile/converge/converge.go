@@ -235,7 +235,7 @@ func (n *node) next() state.Report {
 	if n.a.Desired == state.DesiredStop {
 		return n.stop(rep)
 	}
-	if t := n.mem.Trouble; t != nil {
+	if t := n.mem.Trouble; t != nil && !n.up() {
 		if done := n.trouble(&rep, t); done {
 			return rep
 		}
@@ -291,6 +291,16 @@ func (n *node) has(p ContainerPhase) bool {
 	return slices.ContainsFunc(n.cur, func(c Container) bool { return c.Phase == p })
 }
 
+// up says whether all containers of the task run, or would but for a pause.
+func (n *node) up() bool {
+	for _, c := range n.cur {
+		if c.Phase != Running && c.Phase != Paused {
+			return false
+		}
+	}
+	return len(n.cur) > 0 && len(n.cur) == len(n.a.Spec.Containers)
+}
+
 // ends says whether the attempt is over: one of its containers ended.
 func (n *node) ends() bool { return n.has(Exited) }
 
@@ -302,7 +312,8 @@ func (n *node) stop(rep state.Report) state.Report {
 	rep.Phase = state.PhaseStopping
 	if t := n.mem.Trouble; t != nil {
 		rep.Reason = t.Reason
-		if at := t.At.Add(backoff(n.a.ID, t.Count, time.Second)); n.in.Now.Before(at) {
+		tried := n.a.Last.Phase == state.PhaseStopping // what failed before the task was told to stop is no reason to wait
+		if at := t.At.Add(backoff(n.a.ID, t.Count, time.Second)); tried && n.in.Now.Before(at) {
 			n.wake(at)
 			return rep
 		}
@@ -490,15 +501,29 @@ func (n *node) running(rep state.Report) state.Report {
 		if n.mem.Why != "" {
 			rep.Reason.Message += ": " + n.mem.Why
 		}
-		if n.a.Spec.Restart.Condition != manifest.RestartNever {
+		if n.a.Spec.Restart.Condition != manifest.RestartNever && !n.resting() {
 			n.do(Kill, Action{Attempt: n.cur[0].Attempt, Containers: ids(n.cur)})
 			return rep
 		}
 	}
-	if len(rep.Drift) > 0 && !n.a.Report {
+	if len(rep.Drift) > 0 && !n.a.Report && !n.resting() {
 		n.heal(rep.Drift)
 	}
 	return rep
+}
+
+// resting says whether the last action on a running task failed and it is too early to try again. The task runs on meanwhile.
+func (n *node) resting() bool {
+	t := n.mem.Trouble
+	if t == nil {
+		return false
+	}
+	at := t.At.Add(backoff(n.a.ID, t.Count, time.Second))
+	if n.in.Now.Before(at) {
+		n.wake(at)
+		return true
+	}
+	return false
 }
 
 // heal begins to set right what drifted, one kind at a time.

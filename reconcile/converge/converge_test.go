@@ -330,6 +330,9 @@ func (h *host) perform(a converge.Action) {
 	}
 	h.mem.Busy = false
 	h.now = h.now.Add(actionTime)
+	if a.Verb == converge.Create {
+		h.mem.Network = true // a create that fails may have got so far
+	}
 	if b := h.broken[a.Verb]; b != nil && b.times > 0 {
 		b.times--
 		tr := b.trouble

@@ -50,7 +50,7 @@ func waitsFor(v *state.View, stack string, dep manifest.Dependency) state.Reason
 		if t.Value.Desired != state.DesiredRun {
 			continue
 		}
-		met := false
+		var met bool
 		switch dep.Condition {
 		case manifest.Completed:
 			met = r.Value.Phase == state.PhaseComplete

@@ -358,14 +358,7 @@ func (m *machine) progress(slot Slot, cur *Task, old []*Task) {
 	case cur.Report.Ready() && len(old) > 0:
 		m.stop(slot, old, state.Reason{ID: ReasonUpdate, Message: "replaced by " + cur.ID})
 	default:
-		// Old tasks that never became ready are in the way: they serve nobody.
-		var dead []*Task
-		for _, t := range old {
-			if !t.Report.Ready() && t.Done.IsZero() {
-				dead = append(dead, t)
-			}
-		}
-		m.stop(slot, dead, state.Reason{ID: ReasonSuperseded, Message: "never became ready; replaced by " + cur.ID})
+		m.stop(slot, dead(old), state.Reason{ID: ReasonSuperseded, Message: "never became ready; replaced by " + cur.ID})
 	}
 }
 
@@ -407,16 +400,19 @@ func (m *machine) replace(slot Slot) {
 		return
 	}
 	m.busy++
-	why := state.Reason{ID: ReasonUpdate, Message: "replaces " + old[len(old)-1].ID}
-	if m.policy.StartFirst {
-		m.add(Move{Verb: Make, Slot: slot.Number, Why: why})
-		return
+	m.add(Move{Verb: Make, Slot: slot.Number, Ready: !m.policy.StartFirst, Why: state.Reason{ID: ReasonUpdate, Message: "replaces " + old[len(old)-1].ID}})
+	m.stop(slot, dead(old), state.Reason{ID: ReasonSuperseded, Message: "never became ready"})
+}
+
+// dead are the tasks that never became ready: they serve nobody and are in the way.
+func dead(tasks []*Task) []*Task {
+	var out []*Task
+	for _, t := range tasks {
+		if !t.Report.Ready() && t.Done.IsZero() {
+			out = append(out, t)
+		}
 	}
-	serving := slices.ContainsFunc(old, func(t *Task) bool { return t.Report.Ready() || !t.Done.IsZero() })
-	m.add(Move{Verb: Make, Slot: slot.Number, Ready: true, Why: why})
-	if !serving {
-		m.stop(slot, old, state.Reason{ID: ReasonSuperseded, Message: "never became ready"})
-	}
+	return out
 }
 
 // finish moves the service's step on.

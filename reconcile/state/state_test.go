@@ -297,8 +297,8 @@ func TestOldRequestsAreForgotten(t *testing.T) {
 
 func TestLogTimeOnlyMovesForward(t *testing.T) {
 	s := New()
-	for i, at := range []time.Duration{10, 5, 20, 0} {
-		apply(t, s, uint64(i+1), 1, encode(t, Command{At: epoch.Add(at * time.Second), Items: []Item{{Set("k", Volume{})}}}))
+	for i, at := range []int{10, 5, 20, 0} {
+		apply(t, s, uint64(i+1), 1, encode(t, Command{At: epoch.Add(time.Duration(at) * time.Second), Items: []Item{{Set("k", Volume{})}}}))
 	}
 	e, _ := s.View().Volumes.Get("k")
 	if want := epoch.Add(20 * time.Second); !s.View().At.Equal(want) || !e.At.Equal(want) {

@@ -67,7 +67,7 @@ func hasher(t testing.TB, root string) func(string) (string, bool) {
 		sum := sha256.New()
 		for _, e := range list {
 			name := filepath.Join(dir, e.Name())
-			h := ""
+			var h string
 			if e.IsDir() {
 				h = walk(name)
 			} else {

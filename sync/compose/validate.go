@@ -3,6 +3,7 @@ package compose
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -78,7 +79,8 @@ func (s *scanner) validate(u *unit) bool {
 		s.errorf("schema", manifest.Pos{File: u.file}, "the file can't be read as data")
 		return false
 	}
-	if verr, ok := sch.Validate(value).(*jsonschema.ValidationError); ok {
+	var verr *jsonschema.ValidationError
+	if errors.As(sch.Validate(value), &verr) {
 		told := len(s.problems)
 		for _, leaf := range leaves(verr) {
 			s.schemaProblem(u, leaf)

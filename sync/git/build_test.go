@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -44,7 +45,8 @@ func (b *builder) run(stdin string, args ...string) string {
 	out, err := cmd.Output()
 	if err != nil {
 		var stderr []byte
-		if x, ok := err.(*exec.ExitError); ok {
+		var x *exec.ExitError
+		if errors.As(err, &x) {
 			stderr = x.Stderr
 		}
 		b.t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, stderr)

@@ -285,18 +285,22 @@ func TestServerFaults(t *testing.T) {
 		reason  Reason
 		text    string
 	}{
-		"wrong token":    {good.ServeHTTP, func(s *Spec) { s.Auth.Token = canary + "x" }, AuthFailed, "the server did not accept the user and token (status 401)"},
-		"no token":       {good.ServeHTTP, func(s *Spec) { s.Auth.Token = "" }, AuthFailed, "the server wants credentials (status 401) and none are set"},
-		"wrong user":     {good.ServeHTTP, func(s *Spec) { s.Auth.Username = "x" }, AuthFailed, "(status 401)"},
-		"forbidden":      {func(w http.ResponseWriter, r *http.Request) { http.Error(w, canary, 403) }, nil, AuthFailed, "(status 403)"},
-		"not found":      {good.ServeHTTP, func(s *Spec) { s.URL += "-no" }, RepositoryNotFound, "no repository at this URL (status 404)"},
-		"web page":       {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") }, nil, Unreachable, "not with the smart Git protocol"},
-		"server error":   {func(w http.ResponseWriter, r *http.Request) { http.Error(w, canary, 500) }, nil, Unreachable, "status 500"},
-		"too often":      {func(w http.ResponseWriter, r *http.Request) { http.Error(w, "", 429) }, nil, Unreachable, "Poll less often"},
-		"unknown CA":     {good.ServeHTTP, func(s *Spec) { s.Auth.CA = "" }, Unreachable, "signed by nobody we know"},
-		"bad CA":         {good.ServeHTTP, func(s *Spec) { s.Auth.CA = "x" }, InvalidSource, "holds no certificate"},
-		"another host":   {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere+r.URL.RequestURI(), 301) }, nil, Unreachable, "set the source's URL to it"},
-		"redirect loop":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.RequestURI(), 301) }, nil, Unreachable, "redirects in circles"},
+		"wrong token":  {good.ServeHTTP, func(s *Spec) { s.Auth.Token = canary + "x" }, AuthFailed, "the server did not accept the user and token (status 401)"},
+		"no token":     {good.ServeHTTP, func(s *Spec) { s.Auth.Token = "" }, AuthFailed, "the server wants credentials (status 401) and none are set"},
+		"wrong user":   {good.ServeHTTP, func(s *Spec) { s.Auth.Username = "x" }, AuthFailed, "(status 401)"},
+		"forbidden":    {func(w http.ResponseWriter, r *http.Request) { http.Error(w, canary, http.StatusForbidden) }, nil, AuthFailed, "(status 403)"},
+		"not found":    {good.ServeHTTP, func(s *Spec) { s.URL += "-no" }, RepositoryNotFound, "no repository at this URL (status 404)"},
+		"web page":     {func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") }, nil, Unreachable, "not with the smart Git protocol"},
+		"server error": {func(w http.ResponseWriter, r *http.Request) { http.Error(w, canary, 500) }, nil, Unreachable, "status 500"},
+		"too often":    {func(w http.ResponseWriter, r *http.Request) { http.Error(w, "", http.StatusTooManyRequests) }, nil, Unreachable, "Poll less often"},
+		"unknown CA":   {good.ServeHTTP, func(s *Spec) { s.Auth.CA = "" }, Unreachable, "signed by nobody we know"},
+		"bad CA":       {good.ServeHTTP, func(s *Spec) { s.Auth.CA = "x" }, InvalidSource, "holds no certificate"},
+		"another host": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere+r.URL.RequestURI(), http.StatusMovedPermanently)
+		}, nil, Unreachable, "set the source's URL to it"},
+		"redirect loop": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.RequestURI(), http.StatusMovedPermanently)
+		}, nil, Unreachable, "redirects in circles"},
 		"endless refs":   {advertise(func(w io.Writer) { endless(w) }), nil, TooLarge, "the list of refs is larger than 64 MiB"},
 		"cut refs":       {advertise(func(w io.Writer) { fmt.Fprint(w, "00ff") }), nil, Unreachable, "ended in the middle"},
 		"ERR":            {advertise(func(w io.Writer) { pkt(w, "ERR Repository not found \x1b[31m") }), nil, RepositoryNotFound, "the server answered: Repository not found ?[31m"},

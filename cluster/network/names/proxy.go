@@ -138,7 +138,7 @@ func (p *proxy) connect(ctx context.Context, client *net.TCPConn) {
 		}
 	}
 	if backend == nil {
-		client.SetLinger(0) // reset: not an answer without content
+		_ = client.SetLinger(0) // reset: not an answer without content
 		return
 	}
 	defer backend.Close()
@@ -156,7 +156,7 @@ func copyHalf(to, from *net.TCPConn) {
 		from.Close()
 		return
 	}
-	to.CloseWrite()
+	_ = to.CloseWrite()
 }
 
 // relay serves a UDP port: a client keeps its backend while it sends, unless the backend is gone.
@@ -199,7 +199,7 @@ func (p *proxy) relay(conn *net.UDPConn) {
 		readers.Go(func() {
 			b := make([]byte, 64<<10)
 			for {
-				c.SetReadDeadline(time.Now().Add(peerIdle))
+				_ = c.SetReadDeadline(time.Now().Add(peerIdle))
 				n, err := c.Read(b)
 				if err == nil {
 					_, err = conn.WriteToUDPAddrPort(b[:n], from)
@@ -227,8 +227,8 @@ func (p *proxy) relay(conn *net.UDPConn) {
 			continue
 		}
 		if c := find(from); c != nil {
-			c.SetReadDeadline(time.Now().Add(peerIdle))
-			c.Write(b[:n]) // a datagram may be lost
+			_ = c.SetReadDeadline(time.Now().Add(peerIdle))
+			_, _ = c.Write(b[:n]) // a datagram may be lost
 		}
 	}
 }

@@ -144,7 +144,7 @@ func (s *server) bindFailed(tried map[string]struct{}, what, at string, err erro
 	key := what + " " + at + " " + err.Error()
 	tried[key] = struct{}{}
 	if _, told := s.failed[key]; !told {
-		s.log.Error(what, "address", at, "error", err)
+		s.log.Error("names: can't listen", "what", what, "address", at, "error", err)
 	}
 }
 
@@ -170,7 +170,7 @@ func (g *gatewayServer) close() {
 	done, cancel := context.WithCancel(context.Background())
 	cancel()
 	for _, srv := range g.servers {
-		srv.ShutdownContext(done) // wakes idle TCP connections; fails when it is not up yet
+		_ = srv.ShutdownContext(done) // wakes idle TCP connections; fails when it is not up yet
 	}
 	g.packets.Close()
 	g.stream.Close()
