@@ -177,7 +177,7 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 	case "tasks":
 		for id, e := range w.view().Tasks.All() {
 			r, _ := w.view().Reports.Get(id)
-			w.say("%-14s %-6s on %s at %v as %s: %s", id, e.Value.Desired, e.Value.Node, slices.Collect(maps.Values(e.Value.Addrs)), w.image(e.Value.Spec), r.Value.Phase)
+			w.say("%-14s %-6s on %s at %v as %s: %s", id, e.Value.Desired, e.Value.Node, slices.Sorted(maps.Values(e.Value.Addrs)), w.image(e.Value.Spec), r.Value.Phase)
 		}
 	case "networks":
 		for name, e := range w.view().Networks.All() {

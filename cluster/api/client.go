@@ -131,7 +131,8 @@ func (c *Client) WatchChanges(ctx context.Context, each func(Change) error) erro
 func (c *Client) WatchProgress(ctx context.Context, source, stack string, after uint64, each func(Progress) error) ([]Progress, error) {
 	var ends []Progress
 	finished := false
-	err := c.follow(ctx, "/v1/progress", params("source", source, "stack", stack, "after", strconv.FormatUint(after, 10)), func(event string, data []byte) error {
+	q := params("source", source, "stack", stack, "after", strconv.FormatUint(after, 10))
+	err := c.follow(ctx, "/v1/progress", q, func(event string, data []byte) error {
 		if event == "done" {
 			finished = true
 			return json.Unmarshal(data, &ends)
@@ -175,8 +176,8 @@ func (c *Client) Logs(ctx context.Context, q LogQuery, each func(LogLine) error)
 	}
 }
 
-// ClientStreams are a session's ends on the client. Stdin may be nil; it is read until its end or that of the session, and one more read may be
-// under way when Exec returns.
+// ClientStreams are a session's ends on the client. Stdin may be nil; it is read until its end or that of the session, and one more read
+// may be under way when Exec returns.
 type ClientStreams struct {
 	Stdin  io.Reader
 	Stdout io.Writer

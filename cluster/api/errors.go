@@ -85,7 +85,8 @@ func NoQuorumf(format string, args ...any) *Error {
 
 const maxNames = 200
 
-// NotFoundf makes an error of kind NotFound: there is no kind (stack, source, task …) of that name. It offers the nearest of the names that there are.
+// NotFoundf makes an error of kind NotFound: there is no kind (stack, source, task …) of that name. It offers the nearest of the names that
+// there are.
 func NotFoundf(kind, name string, known []string) *Error {
 	e := newError(NotFound, fmt.Sprintf("there is no %s %q", kind, clip(name, 100)))
 	known = slices.Sorted(slices.Values(known))

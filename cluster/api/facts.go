@@ -164,8 +164,8 @@ type Progress struct {
 	Ready    int               `json:"ready"`
 }
 
-// journey follows the stacks of a source to one revision. What a stack was told to be when the journey began is what it waits for: a newer revision that
-// comes meanwhile supersedes it.
+// journey follows the stacks of a source to one revision. What a stack was told to be when the journey began is what it waits for: a newer
+// revision that comes meanwhile supersedes it.
 type journey struct {
 	source   string
 	stack    string // empty = all of the source

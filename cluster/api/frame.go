@@ -27,8 +27,8 @@ const MaxFrame = 64 << 10
 
 const frameHeader = 5
 
-// Frame is one message of an exec session: a byte for its kind, four for the length of its payload (big-endian), the payload. Either side may end the
-// session by closing the connection; the server then kills the command.
+// Frame is one message of an exec session: a byte for its kind, four for the length of its payload (big-endian), the payload. Either side
+// may end the session by closing the connection; the server then kills the command.
 type Frame struct {
 	Kind    FrameKind
 	Payload []byte

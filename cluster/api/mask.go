@@ -21,8 +21,8 @@ func maskSteps(steps []reconcile.Step) {
 	}
 }
 
-// maskChange hides a change's values. A change of a whole element (a container that comes or goes) carries the element as JSON, so its fields are
-// looked at, too.
+// maskChange hides a change's values. A change of a whole element (a container that comes or goes) carries the element as JSON, so its
+// fields are looked at, too.
 func maskChange(c manifest.Change) manifest.Change {
 	m := c.Mask()
 	if m == c {
@@ -74,8 +74,8 @@ func maskRecord(raw json.RawMessage) (json.RawMessage, error) {
 // named are the objects whose fields are named by people, so that a name like a password's means one.
 var named = map[string]bool{"env": true, "environment": true, "labels": true, "options": true}
 
-// maskValue hides values in the field of an owner: texts in an object that is named by people by the field's name, and texts KEY=VALUE of a list, as environments
-// and arguments are, by the key.
+// maskValue hides values in the field of an owner: texts in an object that is named by people by the field's name, and texts KEY=VALUE of a
+// list, as environments and arguments are, by the key.
 func maskValue(owner, field string, v any) any {
 	switch v := v.(type) {
 	case map[string]any:

@@ -23,26 +23,30 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	descIndex    = desc("log_index", "Index of the last log entry that this node applied.")
-	descTerm     = desc("log_term", "Term of the last log entry that this node applied.")
-	descStacks   = desc("stacks", "Stacks by sync status and health.", "sync", "health")
-	descStack    = desc("stack_status", "What is true of a stack, in the words of `gitopsctl status`: always 1.", "stack", "source", "sync", "health", "outcome", "reason")
+	descIndex  = desc("log_index", "Index of the last log entry that this node applied.")
+	descTerm   = desc("log_term", "Term of the last log entry that this node applied.")
+	descStacks = desc("stacks", "Stacks by sync status and health.", "sync", "health")
+	descStack  = desc("stack_status", "What is true of a stack, in the words of `gitopsctl status`: always 1.",
+		"stack", "source", "sync", "health", "outcome", "reason")
 	descReady    = desc("stack_ready", "1 if the stack is Synced and Healthy, else 0.", "stack")
 	descOutcomes = desc("stack_outcomes", "Remembered outcomes of a stack's revisions, by kind.", "stack", "outcome")
 	descTasks    = desc("tasks", "Tasks by phase and health, as their nodes reported.", "stack", "service", "phase", "health")
 	descDesired  = desc("service_tasks_desired", "Tasks that there should be.", "stack", "service")
 	descDoing    = desc("service_tasks_ready", "Tasks that do their work.", "stack", "service")
-	descFailures = desc("service_task_failures", "Failures of the tasks that there are: ends and failed health checks since each was made.", "stack", "service")
-	descDrifted  = desc("service_tasks_drifted", "Tasks that are not as they should be, and were not healed.", "stack", "service")
-	descSource   = desc("source_status", "What is true of a source: always 1.", "source", "state", "reason")
-	descFacts    = desc("objects", "Objects that the log holds, by kind.", "kind")
+	descFailures = desc("service_task_failures", "Failures of the tasks that there are: ends and failed health checks since each was made.",
+		"stack", "service")
+	descDrifted = desc("service_tasks_drifted", "Tasks that are not as they should be, and were not healed.", "stack", "service")
+	descSource  = desc("source_status", "What is true of a source: always 1.", "source", "state", "reason")
+	descFacts   = desc("objects", "Objects that the log holds, by kind.", "kind")
 )
 
 func newMetrics(c Config) *metrics {
 	m := &metrics{backend: c.Backend, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "gitopsd_api_requests_total", Help: "Requests on the socket, by route and HTTP status.",
 	}, []string{"route", "code"})}
-	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gitopsd_build_info", Help: "Version of the daemon: always 1."}, []string{"version", "node"})
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "gitopsd_build_info", Help: "Version of the daemon: always 1.",
+	}, []string{"version", "node"})
 	build.WithLabelValues(c.Version, c.Node).Set(1)
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(m, m.requests, build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -52,8 +56,8 @@ func newMetrics(c Config) *metrics {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descIndex, descTerm, descStacks, descStack, descReady, descOutcomes, descTasks, descDesired, descDoing, descFailures,
-		descDrifted, descSource, descFacts} {
+	for _, d := range []*prometheus.Desc{descIndex, descTerm, descStacks, descStack, descReady, descOutcomes, descTasks, descDesired,
+		descDoing, descFailures, descDrifted, descSource, descFacts} {
 		ch <- d
 	}
 }

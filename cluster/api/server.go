@@ -77,7 +77,8 @@ func NewServer(c Config) *Server {
 	s.handle("POST /v1/exec", s.exec)
 	s.handle("GET /metrics", func(w http.ResponseWriter, r *http.Request) error { s.metrics.ServeHTTP(w, r); return nil })
 	s.handle("/", func(_ http.ResponseWriter, r *http.Request) error {
-		return newError(NotFound, fmt.Sprintf("this daemon (version %s) has no %s %s: is gitopsctl of another version?", c.Version, r.Method, clip(r.URL.Path, 100)))
+		return newError(NotFound, fmt.Sprintf("this daemon (version %s) has no %s %s: is gitopsctl of another version?",
+			c.Version, r.Method, clip(r.URL.Path, 100)))
 	})
 	return s
 }
@@ -85,8 +86,8 @@ func NewServer(c Config) *Server {
 // Metrics answers with the metrics in Prometheus' form: for a daemon that serves them on an address of its own, too.
 func (s *Server) Metrics() http.Handler { return s.metrics }
 
-// Run listens and answers until ctx ends; then it closes feeds and sessions, and returns when all have ended. It refuses a socket that another
-// daemon answers on, and takes over one that nobody does.
+// Run listens and answers until ctx ends; then it closes feeds and sessions, and returns when all have ended. It refuses a socket that
+// another daemon answers on, and takes over one that nobody does.
 func (s *Server) Run(ctx context.Context) error {
 	l, unlock, err := listen(ctx, s.cfg.Socket)
 	if err != nil {

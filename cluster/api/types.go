@@ -33,7 +33,8 @@ const (
 	OpSecretRemove OperationKind = "secret.remove" // Secret.Name
 )
 
-var operationKinds = []OperationKind{OpSync, OpSuspend, OpResume, OpApprove, OpRollback, OpUnpin, OpRestart, OpSourceAdd, OpSourceRemove, OpSecretSet, OpSecretRemove}
+var operationKinds = []OperationKind{OpSync, OpSuspend, OpResume, OpApprove, OpRollback, OpUnpin, OpRestart,
+	OpSourceAdd, OpSourceRemove, OpSecretSet, OpSecretRemove}
 
 // Operation is one write: a person's word. What runs is only changed by Git and by these.
 type Operation struct {

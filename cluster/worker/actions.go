@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/gitopsd/gitopsd/cluster/network"
 	"github.com/gitopsd/gitopsd/reconcile/converge"
 	"github.com/gitopsd/gitopsd/reconcile/state"
@@ -227,7 +229,8 @@ func (j *job) image(ctx context.Context, c *manifest.Container) (Image, error) {
 			return img, err
 		}
 		var err error
-		if digest, err = j.cfg.Images.Resolve(ctx, c.Image, c.Platform); err != nil {
+		key := j.task.Task.Spec + "/" + c.Name
+		if digest, err = j.tags.resolve(key, func() (string, error) { return j.cfg.Images.Resolve(ctx, c.Image, c.Platform) }); err != nil {
 			// Without an answer from the registry, what is here will do: a reboot without network starts from local images.
 			if img, lerr := j.cfg.Images.Local(ctx, c.Image, c.Platform); lerr == nil && c.PullPolicy != "always" {
 				return img, nil
@@ -236,6 +239,27 @@ func (j *job) image(ctx context.Context, c *manifest.Container) (Image, error) {
 		}
 	}
 	return j.cfg.Images.Ensure(ctx, c.Image, digest, c.Platform)
+}
+
+// tags remembers what the references of specs were resolved to, so that the tasks of a service that start together ask a registry once and run
+// the same bytes. The leader records the answer in the log for all later ones.
+type tags struct {
+	asking singleflight.Group
+	known  sync.Map // spec/container -> digest
+}
+
+func (t *tags) resolve(key string, ask func() (string, error)) (string, error) {
+	v, err, _ := t.asking.Do(key, func() (any, error) {
+		if d, ok := t.known.Load(key); ok {
+			return d, nil
+		}
+		d, err := ask()
+		if err == nil {
+			t.known.Store(key, d)
+		}
+		return d, err
+	})
+	return v.(string), err
 }
 
 // create makes all containers of the next attempt.

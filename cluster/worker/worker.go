@@ -91,12 +91,13 @@ type Worker struct {
 	log    *slog.Logger
 	events chan func() // run by the loop, one after the other
 	slots  chan struct{}
+	tags   tags
 
 	// The loop owns what follows.
 	containers []converge.Container
-	runtime    map[string]Container // by id, as last listed
-	memory     map[string]*memory   // by task
-	last       map[string]state.Report
+	runtime    map[string]Container    // by id, as last listed
+	memory     map[string]*memory      // by task
+	last       map[string]state.Report // by task, of the last pass
 	listed     bool
 	dirty      bool // containers changed since they were listed
 	reporting  bool
@@ -228,6 +229,10 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 		}
 	}
 	assigned := w.assigned(view)
+	for i := range assigned {
+		a := &assigned[i]
+		a.Gate = converge.Gate(view, a.Task, &a.Spec, func(t state.Task) state.Report { return w.reported(view, t) })
+	}
 	w.ensureNetworks(ctx, view, assigned)
 	w.checks(ctx, group, assigned)
 	in := converge.Input{Node: w.cfg.Node, Assigned: assigned, Containers: w.containers, Memory: map[string]converge.Memory{}, Settled: w.cfg.Log.Settled(), Now: now}
@@ -269,7 +274,7 @@ func (w *Worker) list(ctx context.Context) error {
 	return nil
 }
 
-// assigned gathers this node's tasks with their specs and whether they may start.
+// assigned gathers this node's tasks with their specs. It may be called from any goroutine.
 func (w *Worker) assigned(view *state.View) []converge.Assignment {
 	var out []converge.Assignment
 	for id, t := range view.Tasks.All() {
@@ -284,7 +289,6 @@ func (w *Worker) assigned(view *state.View) []converge.Assignment {
 		if r, ok := view.Reports.Get(id); ok {
 			a.Last = r.Value
 		}
-		a.Gate = converge.Gate(view, t.Value, &a.Spec)
 		if st, ok := view.Stacks.Get(t.Value.Stack); ok && st.Value.Applied != nil {
 			rel, _ := view.Releases.Get(st.Value.Applied.Release)
 			a.Report = rel.Value.Stack.Drift == manifest.DriftReport
@@ -293,6 +297,15 @@ func (w *Worker) assigned(view *state.View) []converge.Assignment {
 		out = append(out, a)
 	}
 	return out
+}
+
+// reported is how a task does: this node's tasks as it saw them last, all others as the log has them.
+func (w *Worker) reported(view *state.View, t state.Task) state.Report {
+	if t.Node == w.cfg.Node {
+		return w.last[t.ID]
+	}
+	r, _ := view.Reports.Get(t.ID)
+	return r.Value
 }
 
 // forget drops the memory of tasks that are not assigned any more.

@@ -108,8 +108,8 @@ func serviceTable(services []reconcile.ServiceStatus, long bool) *table {
 		if s.Mode == manifest.Replicated {
 			mode = "replicated"
 		}
-		t.add(s.Stack+"/"+s.Name, text(name), word(string(s.Health)), text(fmt.Sprintf("%d/%d", s.Ready, s.Desired)), text(fmt.Sprintf("%d/%d", s.Updated, s.Desired)),
-			text(s.Image), text(ports(s.Ports)), text(mode), text(string(s.Step)), text(revision(s.Revision)), text(s.Reason.ID))
+		t.add(s.Stack+"/"+s.Name, text(name), word(string(s.Health)), text(fmt.Sprintf("%d/%d", s.Ready, s.Desired)),
+			text(fmt.Sprintf("%d/%d", s.Updated, s.Desired)), text(s.Image), text(ports(s.Ports)), text(mode), text(string(s.Step)), text(revision(s.Revision)), text(s.Reason.ID))
 	}
 	return t
 }
@@ -128,22 +128,24 @@ func ports(ps []manifest.Port) string {
 
 // taskTable lists the tasks of services: with all, those too that are being stopped or are gone.
 func taskTable(c *cli, services []reconcile.ServiceStatus, all bool) *table {
-	t := &table{columns: []string{"TASK", "NODE", "PHASE", "HEALTH", "RESTARTS", "SINCE", "REASON"}, wide: []string{"DESIRED", "IMAGE", "REVISION", "WHY"}}
+	t := &table{columns: []string{"TASK", "NODE", "PHASE", "HEALTH", "RESTARTS", "SINCE", "REASON"},
+		wide: []string{"DESIRED", "IMAGE", "REVISION", "WHY"}}
 	for _, s := range services {
 		for _, k := range s.Tasks {
 			if !all && k.Desired == state.DesiredStop {
 				continue
 			}
 			phase := cmp.Or(string(k.Report.Phase), "pending")
-			t.add(k.ID, text(k.ID), text(k.Node), word(phase), word(string(k.Report.Health)), text(fmt.Sprint(max(0, k.Report.Attempt-1))), text(c.when(k.Since)),
-				text(k.Report.Reason.ID), text(string(k.Desired)), text(k.Image), text(revision(k.Revision)), text(k.Why.ID))
+			t.add(k.ID, text(k.ID), text(k.Node), word(phase), word(string(k.Report.Health)),
+				text(fmt.Sprint(max(0, k.Report.Attempt-1))), text(c.when(k.Since)), text(k.Report.Reason.ID), text(string(k.Desired)), text(k.Image), text(revision(k.Revision)), text(k.Why.ID))
 		}
 	}
 	return t
 }
 
 func sourceTable(sources []api.SourceStatus) *table {
-	t := &table{columns: []string{"SOURCE", "STATE", "FOLLOWS", "ACCEPTED", "SEEN", "STACKS"}, wide: []string{"URL", "PATH", "INTERVAL", "VERIFY", "REASON"}}
+	t := &table{columns: []string{"SOURCE", "STATE", "FOLLOWS", "ACCEPTED", "SEEN", "STACKS"},
+		wide: []string{"URL", "PATH", "INTERVAL", "VERIFY", "REASON"}}
 	for _, s := range sources {
 		follows := s.Branch
 		if s.Tag != "" {
@@ -155,8 +157,8 @@ func sourceTable(sources []api.SourceStatus) *table {
 		} else if len(s.Waiting) > 0 {
 			why = s.Waiting[0].ID
 		}
-		t.add(s.Name, text(s.Name), word(s.State), text(cmp.Or(follows, "HEAD")), text(revision(s.Accepted)), text(revision(s.Seen)), text(fmt.Sprint(s.Stacks)),
-			text(s.URL), text(s.Path), text(s.Interval.String()), text(cmp.Or(s.Verify, "none")), text(why))
+		t.add(s.Name, text(s.Name), word(s.State), text(cmp.Or(follows, "HEAD")), text(revision(s.Accepted)), text(revision(s.Seen)),
+			text(fmt.Sprint(s.Stacks)), text(s.URL), text(s.Path), text(s.Interval.String()), text(cmp.Or(s.Verify, "none")), text(why))
 	}
 	return t
 }

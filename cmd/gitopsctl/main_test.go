@@ -125,7 +125,8 @@ func startWorld(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// TestEveryCommandHasAScriptAndHelp walks the commands, so that none is added without a script of its name and a long help with its exit codes.
+// TestEveryCommandHasAScriptAndHelp walks the commands, so that none is added without a script of its name and a long help with its exit
+// codes.
 func TestEveryCommandHasAScriptAndHelp(t *testing.T) {
 	c := &cli{environment: environment{getenv: func(string) string { return "" }, now: time.Now, in: strings.NewReader(""), out: io.Discard, err: io.Discard}}
 	for _, cmd := range c.root().Commands() {

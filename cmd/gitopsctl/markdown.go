@@ -21,8 +21,8 @@ const (
 // marker lets a script find the comment again that it wrote before.
 const marker = "<!-- gitopsd plan -->"
 
-// writeMarkdown writes a plan as a comment for a pull request. Whatever comes from files, commits or the daemon goes through md or code, so that it can neither
-// break out of its place nor bring links, images, mentions or HTML.
+// writeMarkdown writes a plan as a comment for a pull request. Whatever comes from files, commits or the daemon goes through md or code, so
+// that it can neither break out of its place nor bring links, images, mentions or HTML.
 func writeMarkdown(w io.Writer, p api.Preview) {
 	of := md(p.Source)
 	if p.Revision.Commit != "" {
@@ -55,7 +55,8 @@ func writeMarkdown(w io.Writer, p api.Preview) {
 		}
 	}
 	if len(p.Hardening) > 0 {
-		fmt.Fprintf(w, "\n<details><summary>%s</summary>\n\n| Service | Value | Give it back with |\n|---|---|---|\n", plural(len(p.Hardening), "restriction")+" that nobody wrote")
+		fmt.Fprintf(w, "\n<details><summary>%s that nobody wrote</summary>\n\n| Service | Value | Give it back with |\n|---|---|---|\n",
+			plural(len(p.Hardening), "restriction"))
 		for _, h := range p.Hardening {
 			fmt.Fprintf(w, "| %s | %s | %s |\n", code(h.Stack+"/"+h.Service), md(h.Value), code(h.GiveBack))
 		}
@@ -81,7 +82,8 @@ func markdownFields(w io.Writer, steps []reconcile.Step) {
 			fmt.Fprint(w, "\nMore fields differ; `gitopsctl plan` lists them all.\n")
 			return
 		}
-		fmt.Fprintf(w, "\n<details><summary>%s: %s</summary>\n\n| Field | Now | Then |\n|---|---|---|\n", html.EscapeString(short(cleanLine(subject(s)))), plural(len(s.Fields), "field"))
+		fmt.Fprintf(w, "\n<details><summary>%s: %s</summary>\n\n| Field | Now | Then |\n|---|---|---|\n",
+			html.EscapeString(short(cleanLine(subject(s)))), plural(len(s.Fields), "field"))
 		for _, f := range s.Fields {
 			if n++; n > maxFields {
 				break
@@ -123,8 +125,8 @@ func short(s string) string {
 	return s
 }
 
-// md writes text so that Markdown and HTML find nothing of theirs in it. Every letter with a meaning becomes a character reference, which both only turn back
-// when they show it. An invisible space breaks mentions, which forges look for in what is shown, too.
+// md writes text so that Markdown and HTML find nothing of theirs in it. Every letter with a meaning becomes a character reference, which
+// both only turn back when they show it. An invisible space breaks mentions, which forges look for in what is shown, too.
 func md(s string) string { return strings.ReplaceAll(escape(s), "&#64;", "&#64;\u200b") }
 
 // code writes text as code that stands in a table: HTML's code, since Markdown's own can't hold every letter. Forges link nothing in it.

@@ -11,6 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/gitopsd/gitopsd/cluster/api"
 	"github.com/gitopsd/gitopsd/reconcile"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
@@ -104,7 +105,8 @@ func blockStyle(n *yaml.Node) {
 	}
 }
 
-// hostile says whether a terminal may obey a rune, or show a text as another than it is: control characters, and those that turn the direction of writing.
+// hostile says whether a terminal may obey a rune, or show a text as another than it is: control characters, and those that turn the
+// direction of writing.
 func hostile(r rune) bool {
 	return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' || r == '\ufeff' || r == utf8.RuneError
 }
@@ -167,13 +169,14 @@ func (c *cli) paint(s style, text string) string {
 // styleOf is the colour of a status word.
 func styleOf(word string) style {
 	switch word {
-	case string(reconcile.Synced), string(reconcile.Healthy), string(state.Deployed), "Following", string(state.HealthHealthy), string(state.PhaseComplete):
+	case string(reconcile.Synced), string(reconcile.Healthy), string(state.Deployed), api.SourceFollowing, string(state.HealthHealthy),
+		string(state.PhaseComplete):
 		return good
-	case string(reconcile.Blocked), string(reconcile.Failed), string(reconcile.Degraded), string(state.Stalled), "Failing", string(state.PhaseFailed),
+	case string(reconcile.Blocked), string(reconcile.Failed), string(reconcile.Degraded), string(state.Stalled), api.SourceFailing, string(state.PhaseFailed),
 		string(state.HealthUnhealthy), string(reconcile.Missing), string(manifest.Error):
 		return bad
-	case string(reconcile.OutOfSync), string(reconcile.Progressing), string(reconcile.Suspended), string(state.RolledBack), string(state.Aborted), "Waiting",
-		string(manifest.Warn), string(state.HealthStarting):
+	case string(reconcile.OutOfSync), string(reconcile.Progressing), string(reconcile.Suspended), string(state.RolledBack), string(state.Aborted),
+		api.SourceWaiting, string(manifest.Warn), string(state.HealthStarting):
 		return warn
 	}
 	return plain

@@ -46,7 +46,8 @@ Exit codes: 0 no difference, 1 differences, 2 error or denied.`,
 	f.StringVar(&o.revision, "revision", "", "plan this `ref` or commit of the source")
 	f.StringVar(&o.source, "source", "", "the `name` of the source; needed where there are several")
 	o.render.flags(f)
-	_ = cmd.RegisterFlagCompletionFunc("source", c.complete(func(_ []string, st api.Status) []string { return sourceNames(st) })) // fails for a flag that is not there only
+	names := c.complete(func(_ []string, st api.Status) []string { return sourceNames(st) })
+	_ = cmd.RegisterFlagCompletionFunc("source", names) // fails for a flag that is not there only
 	return cmd
 }
 
@@ -111,7 +112,8 @@ var marks = map[reconcile.Action]struct {
 }{
 	reconcile.ActCreate: {"+", good}, reconcile.ActStart: {"+", good}, reconcile.ActReplace: {"~", warn}, reconcile.ActUpdate: {"~", warn},
 	reconcile.ActRollback: {"~", warn}, reconcile.ActStop: {"-", bad}, reconcile.ActRemove: {"-", bad}, reconcile.ActAccept: {">", plain},
-	reconcile.ActBlock: {"!", bad}, reconcile.ActFail: {"!", bad}, reconcile.ActRefuse: {"!", bad}, reconcile.ActWait: {"?", warn}, reconcile.ActFinish: {">", plain},
+	reconcile.ActBlock: {"!", bad}, reconcile.ActFail: {"!", bad}, reconcile.ActRefuse: {"!", bad},
+	reconcile.ActWait: {"?", warn}, reconcile.ActFinish: {">", plain},
 }
 
 // subject is what a step is about: the narrowest thing that it names.

@@ -19,7 +19,8 @@ type policyOptions struct {
 }
 
 func (c *cli) policyCmd() *cobra.Command {
-	return parent("policy", "Judge files by policy, and list its rules", `Judge files by policy without a daemon, and list the rules.`, c.policyCheckCmd(), c.policyRulesCmd())
+	return parent("policy", "Judge files by policy, and list its rules", `Judge files by policy without a daemon, and list the rules.`,
+		c.policyCheckCmd(), c.policyRulesCmd())
 }
 
 func (c *cli) policyCheckCmd() *cobra.Command {

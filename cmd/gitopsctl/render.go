@@ -60,7 +60,8 @@ func (o *renderOptions) load(ctx context.Context) (*manifest.Bundle, error) {
 	return b, nil
 }
 
-// tree finds the root of the repository that the path lies in, since that is what its files may name; the directory itself where there is none.
+// tree finds the root of the repository that the path lies in, since that is what its files may name; the directory itself where there is
+// none.
 func (o *renderOptions) tree() (root, rel string, isDir bool, err error) {
 	abs, err := filepath.Abs(o.path)
 	if err != nil {

@@ -34,5 +34,6 @@ Exit codes: 0 done, 2 error.`,
 
 func (c *cli) unpinCmd() *cobra.Command {
 	op := api.Operation{Kind: api.OpUnpin}
-	return c.stackOperation(&op, "unpin STACK", "Follow Git again after a rollback", `End a rollback: the stack follows the newest accepted revision again.`)
+	return c.stackOperation(&op, "unpin STACK", "Follow Git again after a rollback",
+		`End a rollback: the stack follows the newest accepted revision again.`)
 }

@@ -1,10 +1,12 @@
-// Command gitopsctl is the terminal's side of gitopsd: it shows what is true of stacks, plans and checks revisions, and passes a person's word on.
+// Command gitopsctl is the terminal's side of gitopsd: it shows what is true of stacks, plans and checks revisions, and passes a person's
+// word on.
 //
-// How one command runs: main hands the arguments and an [environment] to run; cobra fills the options struct of the command; its run function asks the daemon
-// through api.Client (or renders a directory by itself) and gives the answer to a printer. Results go to stdout, progress and errors to stderr. Without a
-// terminal there are no colours, no prompts, and times are written in full.
+// How one command runs: main hands the arguments and an [environment] to run; cobra fills the options struct of the command; its run
+// function asks the daemon through api.Client (or renders a directory by itself) and gives the answer to a printer. Results go to stdout,
+// progress and errors to stderr. Without a terminal there are no colours, no prompts, and times are written in full.
 //
-// Each command lives in a file of its name; output.go and table.go hold what they share of printing, render.go what they share of reading a directory.
+// Each command lives in a file of its name; output.go and table.go hold what they share of printing, render.go what they share of reading a
+// directory.
 package main
 
 import (
@@ -205,7 +207,8 @@ Exit codes: 0 done, 2 error, 130 interrupted; commands that answer a question ha
 	}{
 		{groupLook, []*cobra.Command{c.statusCmd(), c.diffCmd(), c.historyCmd(), c.getCmd(), c.psCmd(), c.eventsCmd(), c.explainCmd()}},
 		{groupCheck, []*cobra.Command{c.planCmd(), c.validateCmd(), c.policyCmd()}},
-		{groupOperate, []*cobra.Command{c.syncCmd(), c.approveCmd(), c.suspendCmd(), c.resumeCmd(), c.rollbackCmd(), c.unpinCmd(), c.restartCmd(), c.sourceCmd(), c.secretCmd()}},
+		{groupOperate, []*cobra.Command{c.syncCmd(), c.approveCmd(), c.suspendCmd(), c.resumeCmd(), c.rollbackCmd(), c.unpinCmd(),
+			c.restartCmd(), c.sourceCmd(), c.secretCmd()}},
 		{groupTask, []*cobra.Command{c.logsCmd(), c.execCmd(), c.inspectCmd()}},
 		{"", []*cobra.Command{c.versionCmd(), c.completionCmd()}},
 	} {
@@ -214,7 +217,34 @@ Exit codes: 0 done, 2 error, 130 interrupted; commands that answer a question ha
 			root.AddCommand(cmd)
 		}
 	}
+	foldHelp(root)
 	return root
+}
+
+// helpWidth is how wide help is, in letters.
+const helpWidth = 96
+
+// foldHelp breaks the lines of all long helps. Indented lines, empty ones, and those with exit codes or an option at their beginning stand by themselves.
+func foldHelp(cmd *cobra.Command) {
+	var lines []string
+	for _, l := range strings.Split(cmd.Long, "\n") {
+		n := len(lines) - 1
+		apart := l == "" || strings.HasPrefix(l, " ") || strings.HasPrefix(l, "Exit codes") || strings.HasPrefix(l, "-")
+		if n < 0 || apart || lines[n] == "" || strings.HasPrefix(lines[n], " ") {
+			lines = append(lines, l)
+		} else {
+			lines[n] += " " + l
+		}
+	}
+	for i, l := range lines {
+		if !strings.HasPrefix(l, " ") {
+			lines[i] = wrap(l, helpWidth)
+		}
+	}
+	cmd.Long = strings.Join(lines, "\n")
+	for _, sub := range cmd.Commands() {
+		foldHelp(sub)
+	}
 }
 
 // parent makes a command that only holds others.

@@ -94,8 +94,8 @@ func stackTable(c *cli, stacks []reconcile.StackStatus) *table {
 		if len(s.Reasons) > 0 {
 			reason = s.Reasons[0].ID
 		}
-		t.add(s.Name, text(s.Name), word(string(s.Sync)), word(string(s.Health)), word(string(s.Outcome.Kind)), text(fmt.Sprintf("%d/%d", ready, desired)),
-			text(revision(s.Outcome.Revision)), text(c.when(since)), text(s.Source), text(reason))
+		t.add(s.Name, text(s.Name), word(string(s.Sync)), word(string(s.Health)), word(string(s.Outcome.Kind)),
+			text(fmt.Sprintf("%d/%d", ready, desired)), text(revision(s.Outcome.Revision)), text(c.when(since)), text(s.Source), text(reason))
 	}
 	return t
 }
@@ -131,7 +131,8 @@ func (c *cli) writeReasons(st api.Status) {
 	}
 }
 
-// distinct leaves out reasons that only say again what an earlier one said in more words: a stack's outcome and its service may tell of one thing.
+// distinct leaves out reasons that only say again what an earlier one said in more words: a stack's outcome and its service may tell of one
+// thing.
 func distinct(rs []state.Reason) []state.Reason {
 	var out []state.Reason
 	for _, r := range rs {

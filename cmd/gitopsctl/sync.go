@@ -154,7 +154,8 @@ func (c *cli) await(ctx context.Context, sources []string, stack string, results
 // wordsKept is how many lines of a failed task are shown.
 const wordsKept = 10
 
-// lastWords shows what a failed task of a stack wrote last, where there is one still. It is a help, not an answer: what goes wrong with it is not told.
+// lastWords shows what a failed task of a stack wrote last, where there is one still. It is a help, not an answer: what goes wrong with it
+// is not told.
 func (c *cli) lastWords(ctx context.Context, stack string) {
 	st, err := c.daemon().Status(ctx, stack)
 	if err != nil {

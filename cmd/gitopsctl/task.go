@@ -30,7 +30,7 @@ func (c *cli) findTask(ctx context.Context, name string) (reconcile.TaskStatus, 
 			return t, nil
 		case name != slot && name != t.Key():
 			continue
-		case !found, t.Report.Running() && !best.Report.Running(), t.Slot == best.Slot && t.Gen > best.Gen && (t.Report.Running() || !best.Report.Running()):
+		case !found || better(t, best):
 			best, found = t, true
 		}
 	}
@@ -38,6 +38,14 @@ func (c *cli) findTask(ctx context.Context, name string) (reconcile.TaskStatus, 
 		return best, api.NotFoundf("task", name, append(known, serviceNames(st)...))
 	}
 	return best, nil
+}
+
+// better says whether a task is the one that is meant, rather than another of its slot or service: one that runs, else the newest.
+func better(t, than reconcile.TaskStatus) bool {
+	if t.Report.Running() != than.Report.Running() {
+		return t.Report.Running()
+	}
+	return t.Slot == than.Slot && t.Gen > than.Gen
 }
 
 func allTasks(st api.Status) []reconcile.TaskStatus {

@@ -57,5 +57,6 @@ func foundSummary(ps []manifest.Problem, thing string, n int) string {
 	for _, p := range ps {
 		count[p.Severity]++
 	}
-	return fmt.Sprintf("%s: %s, %s, %s", plural(n, thing), plural(count[manifest.Error], "error"), plural(count[manifest.Warn], "warning"), plural(count[manifest.Notice], "notice"))
+	return fmt.Sprintf("%s: %s, %s, %s", plural(n, thing), plural(count[manifest.Error], "error"),
+		plural(count[manifest.Warn], "warning"), plural(count[manifest.Notice], "notice"))
 }

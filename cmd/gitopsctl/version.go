@@ -39,7 +39,8 @@ func (c *cli) versionCmd() *cobra.Command {
 				c.note("%s", err)
 				return nil
 			}
-			fmt.Fprintf(c.out, "gitopsd   %s on %s, log format %d, at entry %d\n", cleanLine(daemon.Version), cleanLine(daemon.Node), daemon.Format, daemon.Index)
+			fmt.Fprintf(c.out, "gitopsd   %s on %s, log format %d, at entry %d\n",
+				cleanLine(daemon.Version), cleanLine(daemon.Node), daemon.Format, daemon.Index)
 			return nil
 		},
 	}

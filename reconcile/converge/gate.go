@@ -16,10 +16,11 @@ const (
 
 // Gate says why a task may not start yet; empty = it may. It is Compose's depends_on, and dependsOn between stacks, asked each time a task is to start: so
 // what was shut down together comes back in order. A condition is met as soon as one task of the other service meets it, so that
-// a service with one unhealthy replica holds nobody back.
-func Gate(v *state.View, t state.Task, spec *manifest.Service) state.Reason {
+// a service with one unhealthy replica holds nobody back. report tells how a task does: what the node sees of its own, which after a reboot is not
+// what it last reported, and the log's word for the others.
+func Gate(v *state.View, t state.Task, spec *manifest.Service, report func(state.Task) state.Report) state.Reason {
 	for _, dep := range spec.DependsOn {
-		if r := waitsFor(v, t.Stack, dep); r.ID != "" {
+		if r := waitsFor(v, t.Stack, dep, report); r.ID != "" {
 			return r
 		}
 	}
@@ -40,30 +41,30 @@ func Gate(v *state.View, t state.Task, spec *manifest.Service) state.Reason {
 	return state.Reason{}
 }
 
-func waitsFor(v *state.View, stack string, dep manifest.Dependency) state.Reason {
+func waitsFor(v *state.View, stack string, dep manifest.Dependency, report func(state.Task) state.Report) state.Reason {
 	if _, ok := v.Services.Get(state.ServiceKey(stack, dep.Service)); !ok && dep.Optional {
 		return state.Reason{}
 	}
 	var failed state.Reason
-	for id, t := range v.Tasks.Below(state.TaskPrefix(stack, dep.Service)) {
-		r, _ := v.Reports.Get(id)
+	for _, t := range v.Tasks.Below(state.TaskPrefix(stack, dep.Service)) {
+		r := report(t.Value)
 		if t.Value.Desired != state.DesiredRun {
 			continue
 		}
 		var met bool
 		switch dep.Condition {
 		case manifest.Completed:
-			met = r.Value.Phase == state.PhaseComplete
+			met = r.Phase == state.PhaseComplete
 		case manifest.Healthy:
-			met = r.Value.Ready()
+			met = r.Ready()
 		default:
-			met = r.Value.Running() || r.Value.Phase == state.PhaseComplete
+			met = r.Running() || r.Phase == state.PhaseComplete
 		}
 		if met {
 			return state.Reason{}
 		}
-		if r.Value.Phase == state.PhaseFailed {
-			failed = r.Value.Reason
+		if r.Phase == state.PhaseFailed {
+			failed = r.Reason
 		}
 	}
 	if failed.ID != "" {

@@ -1,8 +1,8 @@
-// Package explain holds a paragraph for each id that gitopsd gives as a reason, and for each rule that a problem of a file names: what it means and what a person
-// can do. Rules of policy are not here, they tell of themselves ([github.com/gitopsd/gitopsd/policy.Rule]).
+// Package explain holds a paragraph for each id that gitopsd gives as a reason, and for each rule that a problem of a file names: what it
+// means and what a person can do. Rules of policy are not here, they tell of themselves ([github.com/gitopsd/gitopsd/policy.Rule]).
 //
-// The texts are in reasons.md: a heading `## id: title`, then the text. A test reads the whole program for ids and fails on one without a text, and on
-// a text without an id.
+// The texts are in reasons.md: a heading `## id: title`, then the text. A test reads the whole program for ids and fails on one without a
+// text, and on a text without an id.
 package explain
 
 import (
