@@ -42,6 +42,7 @@ func Collect(v *state.View) Plan {
 		}
 	}
 	var p Plan
+	drop(&p, v.Reports, func(key string) bool { return !has(v.Tasks, key) }) // told once more after the task was forgotten
 	drop(&p, v.Releases, func(key string) bool { return !releases[key] })
 	drop(&p, v.Specs, func(key string) bool { return !specs[key] })
 	drop(&p, v.Images, func(key string) bool { return len(key) < hashLen || !specs[key[:hashLen]] })

@@ -381,6 +381,9 @@ func (s *stackRun) make(name string, svc *state.Service, target *manifest.Servic
 	}
 	s.took(place.Node, key, target)
 	item := append(s.volumes(place.Node, key, target, m.Slot), state.Put(t.ID, 0, t))
+	if old, ok := s.v.Reports.Get(t.ID); ok { // of a service of this name that was removed and came back
+		item = append(item, state.Delete[state.Report](t.ID, old.Version))
+	}
 	st := Step{Action: ActCreate, Cause: CauseRevision, Service: name, Task: t.ID, Node: t.Node, Revision: t.Revision, Reason: m.Why}
 	if m.Why.ID == rollout.ReasonUpdate {
 		st.Action = ActReplace
@@ -560,7 +563,7 @@ func (s *stackRun) outcome() {
 			back = &svc
 		}
 	}
-	kind, why, to := state.Deployed, state.Reason{}, manifest.Revision{}
+	kind, why, to := state.Deployed, state.Reason{Message: "every service is healthy"}, manifest.Revision{}
 	switch {
 	case stalled != nil:
 		kind, why = state.Stalled, state.Reason{ID: rollout.ReasonPaused, Message: stalled.Reason.Message}
@@ -572,7 +575,7 @@ func (s *stackRun) outcome() {
 	}
 	o.Kind, o.Reason, o.To, o.Ended = kind, why, to, s.now.Log
 	if kind == state.Deployed {
-		s.next.Stable = s.next.Applied
+		s.next.Stable, o.Reason = s.next.Applied, state.Reason{}
 	}
 	s.step(Step{Action: ActFinish, Cause: CauseRevision, Revision: o.Revision, Reason: state.Reason{ID: string(kind), Message: why.Message}})
 }

@@ -106,7 +106,10 @@ func (r *Runtime) create(ctx context.Context, spec *worker.ContainerSpec, img *i
 	if err != nil {
 		return err
 	}
-	_, err = r.client.TaskService().Create(ctx, &tasks.CreateTaskRequest{
+	// Not with ctx: containerd goes on with what it began when its caller leaves, and the shim of a container that was removed meanwhile would stay for ever.
+	whole, done := cleanup(ctx)
+	defer done()
+	_, err = r.client.TaskService().Create(whole, &tasks.CreateTaskRequest{
 		ContainerID: spec.ID, Rootfs: mount.ToProto(rootfs), Terminal: spec.Spec.TTY, Stdout: output, Stderr: stderrOf(output, spec.Spec.TTY),
 	})
 	if err != nil {

@@ -13,7 +13,8 @@ func (c *cli) approveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "approve SOURCE|STACK",
 		Short: "Let a revision go on that waits for a person",
-		Long: `Let the revision of a source, or of a stack in it, go on that waits for a person: the first one of a new source, one that removes more than the budget, a rewind.
+		Long: `Let the revision of a source, or of a stack in it, go on that waits for a person: the first one of a new source, one that
+removes more than the budget, a rewind.
 Look at it with plan first. An approval is of one commit: with --revision only that one is approved, without it the one that waits now.
 
 Exit codes: 0 done, 2 error.`,

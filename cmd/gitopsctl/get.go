@@ -109,7 +109,8 @@ func serviceTable(services []reconcile.ServiceStatus, long bool) *table {
 			mode = "replicated"
 		}
 		t.add(s.Stack+"/"+s.Name, text(name), word(string(s.Health)), text(fmt.Sprintf("%d/%d", s.Ready, s.Desired)),
-			text(fmt.Sprintf("%d/%d", s.Updated, s.Desired)), text(s.Image), text(ports(s.Ports)), text(mode), text(string(s.Step)), text(revision(s.Revision)), text(s.Reason.ID))
+			text(fmt.Sprintf("%d/%d", s.Updated, s.Desired)), text(s.Image), text(ports(s.Ports)), text(mode), text(string(s.Step)),
+			text(revision(s.Revision)), text(s.Reason.ID))
 	}
 	return t
 }
@@ -137,7 +138,8 @@ func taskTable(c *cli, services []reconcile.ServiceStatus, all bool) *table {
 			}
 			phase := cmp.Or(string(k.Report.Phase), "pending")
 			t.add(k.ID, text(k.ID), text(k.Node), word(phase), word(string(k.Report.Health)),
-				text(fmt.Sprint(max(0, k.Report.Attempt-1))), text(c.when(k.Since)), text(k.Report.Reason.ID), text(string(k.Desired)), text(k.Image), text(revision(k.Revision)), text(k.Why.ID))
+				text(fmt.Sprint(max(0, k.Report.Attempt-1))), text(c.when(k.Since)), text(k.Report.Reason.ID),
+				text(string(k.Desired)), text(k.Image), text(revision(k.Revision)), text(k.Why.ID))
 		}
 	}
 	return t

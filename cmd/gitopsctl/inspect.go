@@ -11,7 +11,8 @@ func (c *cli) inspectCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "inspect TASK",
 		Short: "All that is known of a task, and the runtime's own record of it",
-		Long: `All that is known of a task, and the runtime's own record of it, as JSON (or YAML with -o yaml). Values that are named like a secret are masked.
+		Long: `All that is known of a task, and the runtime's own record of it, as JSON (or YAML with -o yaml). Values that are named
+like a secret are masked.
 ` + taskHelp + `
 
 Exit codes: 0 done, 2 error.`,

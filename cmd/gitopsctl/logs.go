@@ -28,7 +28,8 @@ func (c *cli) logsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "logs STACK[/SERVICE[.SLOT[.GENERATION]]]",
 		Short: "What tasks wrote to their standard output and error",
-		Long: `What the tasks of a stack, of a service, or one task wrote, in order of time. Lines are shown as they are; of several tasks each begins with the task's name.
+		Long: `What the tasks of a stack, of a service, or one task wrote, in order of time. Lines are shown as they are; of several
+tasks each begins with the task's name.
 
 Exit codes: 0 done, 2 error.`,
 		Args:              cobra.ExactArgs(1),

@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.yaml.in/yaml/v4"
+	"pgregory.net/rapid"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
 )
@@ -100,7 +101,7 @@ func startWorld(ts *testscript.TestScript, _ bool, args []string) {
 	w, err := newWorld(text)
 	ts.Check(err)
 	socket := ts.Getenv("GITOPSCTL_SOCKET")
-	srv := api.NewServer(api.Config{Socket: socket, Version: "v1.0.0", Node: "n1", Backend: w, Live: w, Planner: w, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	srv := api.NewServer(api.Config{Socket: socket, Version: "v1.0.0", Node: "n1", Backend: w, Live: w, Planner: w})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Run(ctx) }()
@@ -207,6 +208,29 @@ func TestCleanLine(t *testing.T) {
 			t.Errorf("cleanLine(%q) = %q, want %q", in, got, want)
 		}
 	}
+}
+
+// TestYAMLSaysWhatJSONSays: every text reads as the same text, also those that look like a number, a time or nothing.
+func TestYAMLSaysWhatJSONSays(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		odd := rapid.SampledFrom([]string{"12345678", "0x1f", "1e5", "true", "no", "null", "~", "", "2026-01-02", "a: b", "- x", "#x", " x ", "{", "a\nb", "\x1b[2J"})
+		in := map[string]string{"v": rapid.OneOf(odd, rapid.String()).Draw(t, "text")}
+		var b strings.Builder
+		c := &cli{environment: environment{out: &b}, output: "yaml"}
+		if err := c.printData(in); err != nil {
+			t.Fatal(err)
+		}
+		var got map[string]any
+		if err := yaml.Unmarshal([]byte(b.String()), &got); err != nil {
+			t.Fatalf("%q: %v", b.String(), err)
+		}
+		if got["v"] != in["v"] {
+			t.Fatalf("%q was written as %q, which reads as %#v", in["v"], b.String(), got["v"])
+		}
+		if strings.ContainsFunc(b.String(), func(r rune) bool { return r != '\n' && hostile(r) }) {
+			t.Fatalf("%q was written as %q", in["v"], b.String())
+		}
+	})
 }
 
 func FuzzClean(f *testing.F) {

@@ -50,7 +50,7 @@ func (c *cli) printData(v any) error {
 		if err != nil {
 			return fmt.Errorf("write yaml: %w", err)
 		}
-		out = y
+		out = escapeJSON(y)
 	}
 	_, err := c.out.Write(out)
 	return err
@@ -66,7 +66,7 @@ func (c *cli) printLine(v any) error {
 	return err
 }
 
-// escapeJSON writes what a terminal might obey, and JSON lets pass, as \u escapes. Such runes are only ever in strings.
+// escapeJSON writes what a terminal might obey, and JSON (and YAML in double quotes) lets pass, as \u escapes.
 func escapeJSON(b []byte) []byte {
 	if !bytes.ContainsFunc(b, func(r rune) bool { return r != '\n' && hostile(r) }) {
 		return b
@@ -97,7 +97,8 @@ func blockStyle(n *yaml.Node) {
 	if len(n.Content) > 0 {
 		n.Style &^= yaml.FlowStyle
 	}
-	if n.Kind == yaml.ScalarNode {
+	// In double quotes alone can escapes stand.
+	if n.Kind == yaml.ScalarNode && !strings.ContainsFunc(n.Value, func(r rune) bool { return r != '\n' && hostile(r) }) {
 		n.Style &^= yaml.DoubleQuotedStyle
 	}
 	for _, child := range n.Content {
@@ -172,11 +173,11 @@ func styleOf(word string) style {
 	case string(reconcile.Synced), string(reconcile.Healthy), string(state.Deployed), api.SourceFollowing, string(state.HealthHealthy),
 		string(state.PhaseComplete):
 		return good
-	case string(reconcile.Blocked), string(reconcile.Failed), string(reconcile.Degraded), string(state.Stalled), api.SourceFailing, string(state.PhaseFailed),
-		string(state.HealthUnhealthy), string(reconcile.Missing), string(manifest.Error):
+	case string(reconcile.Blocked), string(reconcile.Failed), string(reconcile.Degraded), string(state.Stalled), api.SourceFailing,
+		string(state.PhaseFailed), string(state.HealthUnhealthy), string(reconcile.Missing), string(manifest.Error):
 		return bad
-	case string(reconcile.OutOfSync), string(reconcile.Progressing), string(reconcile.Suspended), string(state.RolledBack), string(state.Aborted),
-		api.SourceWaiting, string(manifest.Warn), string(state.HealthStarting):
+	case string(reconcile.OutOfSync), string(reconcile.Progressing), string(reconcile.Suspended), string(state.RolledBack),
+		string(state.Aborted), api.SourceWaiting, string(manifest.Warn), string(state.HealthStarting):
 		return warn
 	}
 	return plain

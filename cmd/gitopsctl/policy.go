@@ -28,7 +28,8 @@ func (c *cli) policyCheckCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check PATH",
 		Short: "Judge the stacks of a directory by policy",
-		Long: `Judge the stacks of a directory by policy, as the daemon would before it accepts a commit. No daemon is needed. A stack that does not render can't be judged: its
+		Long: `Judge the stacks of a directory by policy, as the daemon would before it accepts a commit. No daemon is needed. A stack
+that does not render can't be judged: its
 problems are listed instead.
 
 With -o json the answer is {"findings": [{"severity", "rule", "stack", "service", "file", "line", "message"}]}.

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
 )
 
 type psOptions struct {
@@ -56,7 +57,7 @@ func (c *cli) ps(ctx context.Context, o psOptions) error {
 		t.rows, t.names = append(t.rows, more.rows...), append(t.names, more.names...)
 		for _, svc := range s.Services {
 			for _, k := range svc.Tasks {
-				if o.all || k.Desired != "stop" {
+				if o.all || k.Desired != state.DesiredStop {
 					tasks = append(tasks, k)
 				}
 			}

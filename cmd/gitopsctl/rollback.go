@@ -11,7 +11,8 @@ func (c *cli) rollbackCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rollback STACK [REVISION]",
 		Short: "Go back to an earlier revision of a stack, and stay there",
-		Long: `Go back to a revision of the stack's history, or without one to the last that was Deployed, by the rollback policy of its services. The stack is pinned
+		Long: `Go back to a revision of the stack's history, or without one to the last that was Deployed, by the rollback policy of its
+services. The stack is pinned
 there: it follows Git again after unpin. What current policy denies is not started, however old.
 
 Exit codes: 0 done, 2 error.`,

@@ -224,7 +224,7 @@ Exit codes: 0 done, 2 error, 130 interrupted; commands that answer a question ha
 // helpWidth is how wide help is, in letters.
 const helpWidth = 96
 
-// foldHelp breaks the lines of all long helps. Indented lines, empty ones, and those with exit codes or an option at their beginning stand by themselves.
+// foldHelp breaks the lines of all long helps. Indented lines, empty ones, and those that begin with exit codes or an option stand by themselves.
 func foldHelp(cmd *cobra.Command) {
 	var lines []string
 	for _, l := range strings.Split(cmd.Long, "\n") {

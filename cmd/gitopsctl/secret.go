@@ -18,8 +18,8 @@ import (
 const maxSecret = 500 << 10
 
 func (c *cli) secretCmd() *cobra.Command {
-	return parent("secret", "External secrets: values that are not in Git", `Set, list and remove the values of secrets that Compose files name as external. Values are
-sealed before they are stored, and nothing gives them back but a task's own mount.`, c.secretSetCmd(), c.secretListCmd(), c.secretRemoveCmd())
+	return parent("secret", "External secrets: values that are not in Git", `Set, list and remove the values of secrets that Compose
+files name as external. Values are sealed before they are stored, and nothing gives them back but a task's own mount.`, c.secretSetCmd(), c.secretListCmd(), c.secretRemoveCmd())
 }
 
 func (c *cli) secretSetCmd() *cobra.Command {

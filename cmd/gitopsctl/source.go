@@ -90,7 +90,8 @@ func (c *cli) sourceAddCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add NAME URL",
 		Short: "Follow a repository",
-		Long: `Follow a repository: https://, ssh://, user@host:path, or a directory on the daemon's machine. A source of that name is changed to what is given.
+		Long: `Follow a repository: https://, ssh://, user@host:path, or a directory on the daemon's machine. A source of that name is
+changed to what is given.
 Its first revision waits for approve, unless --yes is said.
 
 Exit codes: 0 done, 1 --test found the source to be wrong and nothing was added, 2 error.`,
@@ -138,7 +139,8 @@ func (c *cli) sourceTestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test NAME | URL",
 		Short: "Try a source step by step, and tell which part of it is wrong",
-		Long: `Try a source step by step: address, credentials, server, ref, commit, signature, path. A NAME is a source that is followed, with the credentials it has; a URL is
+		Long: `Try a source step by step: address, credentials, server, ref, commit, signature, path. A NAME is a source that is
+followed, with the credentials it has; a URL is
 one that might be.
 
 Exit codes: 0 it works, 1 something is wrong, 2 error.`,

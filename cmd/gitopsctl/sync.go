@@ -28,11 +28,13 @@ func (c *cli) syncCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sync [STACK|SOURCE]",
 		Short: "Fetch now, and with --wait tell what became of it",
-		Long: `Fetch the source of a stack, a source, or all sources now, and judge what is new. With --wait, wait until it is known what became of the newest revision:
+		Long: `Fetch the source of a stack, a source, or all sources now, and judge what is new. With --wait, wait until it is known what
+became of the newest revision:
 of the stack, or of all stacks of the source. Where several stacks end in different ways, the highest exit code counts.
 
 Exit codes without --wait: 0 fetched and judged, 2 error.
-Exit codes with --wait: 0 Deployed, 3 RolledBack, 4 Stalled or Blocked (a person must act; also suspended or pinned stacks with something new), 5 timeout, 2 other error.`,
+Exit codes with --wait: 0 Deployed, 3 RolledBack, 4 Stalled or Blocked (a person must act; also suspended or pinned stacks with
+something new), 5 timeout, 2 other error.`,
 		Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: c.complete(oneOf(func(st api.Status) []string {
 			return append(stackNames(st), sourceNames(st)...)

@@ -14,7 +14,8 @@ func (c *cli) validateCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "validate PATH",
 		Short: "Read Compose files as the daemon would, and tell what is wrong with them",
-		Long: `Read the Compose files of a directory (or one file) as the daemon would read a commit, and list what is wrong, with file and line. No daemon is needed.
+		Long: `Read the Compose files of a directory (or one file) as the daemon would read a commit, and list what is wrong, with file
+and line. No daemon is needed.
 
 With -o json the answer is {"problems": [{"severity", "rule", "stack", "service", "file", "line", "message"}]}.
 

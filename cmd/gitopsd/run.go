@@ -74,6 +74,11 @@ func run(ctx context.Context, o *options, version string) error {
 		return err
 	}
 	defer unlock()
+	alone, err := o.alone()
+	if err != nil {
+		return err
+	}
+	defer alone()
 	g, ctx := errgroup.WithContext(ctx)
 	defer g.Wait() //nolint:errcheck // reported by the last Wait
 	id, err := identity(filepath.Join(o.dataDir, "node-id"), "n-")
@@ -232,6 +237,19 @@ func (o *options) record(v *state.View, nets *network.Manager, id string, key *s
 	}
 	n.Block = block.String()
 	return cl.Value, n, nil
+}
+
+// alone makes sure that one agent of the instance's name runs on the machine: links, rules and containers are named after it.
+func (o *options) alone() (func(), error) {
+	dir := "/run/lock"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("lock the instance: %w", err)
+	}
+	unlock, err := lock(filepath.Join(dir, "gitopsd-"+o.instance))
+	if err != nil {
+		return nil, fmt.Errorf("instance %s is in use on this machine: stop the gitopsd that runs, or give this one another --instance", o.instance)
+	}
+	return unlock, nil
 }
 
 // lock makes sure that one agent uses the data directory.

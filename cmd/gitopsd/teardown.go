@@ -17,6 +17,7 @@ import (
 // teardown removes what the agent made: containers, images, links, rules, namespaces, mounts, cgroups, and sets sysctls as they were. The data directory
 // stays: volumes and the log are a person's to remove.
 func teardown(ctx context.Context, o *options) error {
+	o.logLevel = "warn"
 	log, err := o.logger()
 	if err != nil {
 		return err
@@ -30,6 +31,11 @@ func teardown(ctx context.Context, o *options) error {
 		return err
 	}
 	defer unlock()
+	alone, err := o.alone()
+	if err != nil {
+		return err
+	}
+	defer alone()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var errs []error
@@ -54,5 +60,9 @@ func teardown(ctx context.Context, o *options) error {
 	if err := unix.Unmount(filepath.Join(o.runDir, "secrets"), 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		errs = append(errs, fmt.Errorf("unmount the secrets: %w", err))
 	}
-	return errors.Join(append(errs, os.RemoveAll(o.runDir))...)
+	if err := errors.Join(append(errs, os.RemoveAll(o.runDir))...); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "removed all that instance %s made; its data stay in %s\n", o.instance, o.dataDir)
+	return nil
 }

@@ -140,6 +140,7 @@ const (
 	ReasonBackoff   = "task.backoff"
 	ReasonAttempts  = "task.attempts"
 	ReasonLost      = "task.lost"
+	ReasonRecovered = "task.recovered"
 )
 
 // Next says what to do now.

@@ -12,6 +12,7 @@ const (
 	EventRestart   = "restart"   // an attempt ended and the next one began
 	EventFail      = "fail"      // a task ended and will not start again
 	EventUnhealthy = "unhealthy" // a health check fails
+	EventRecovered = "recovered" // it does its work again
 	EventDrift     = "drift"     // what runs is not what should
 	EventHeal      = "heal"      // drift is gone
 )
@@ -30,6 +31,13 @@ func Events(t state.Task, old, now state.Report) []state.Event {
 	}
 	if now.Health == state.HealthUnhealthy && old.Health != state.HealthUnhealthy {
 		tell(EventUnhealthy, now.Reason)
+	}
+	if now.Running() && now.Ready() && !old.Ready() && (now.Attempt > 1 || old.Health == state.HealthUnhealthy) {
+		why := state.Reason{ID: ReasonRecovered, Message: "healthy again"}
+		if now.Ended.Message != "" {
+			why.Message += ", after it " + now.Ended.Message
+		}
+		tell(EventRecovered, why)
 	}
 	switch was, is := describe(old.Drift), describe(now.Drift); {
 	case is != "" && is != was:

@@ -37,6 +37,23 @@ func Gate(v *state.View, t state.Task, spec *manifest.Service, report func(state
 		case o.Value.Stable == nil:
 			return state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s to be deployed", other)}
 		}
+		if r := waitsForStack(v, other, o.Value.Stable.Release, report); r.ID != "" {
+			return r
+		}
+	}
+	return state.Reason{}
+}
+
+// waitsForStack wants one task that does its work of each service that another stack had when it was last well.
+func waitsForStack(v *state.View, stack, release string, report func(state.Task) state.Report) state.Reason {
+	rel, _ := v.Releases.Get(release)
+	for _, name := range rel.Value.Names() {
+		if spec, ok := v.Specs.Get(rel.Value.Services[name]); ok && spec.Value.Service.Replicas == 0 && spec.Value.Service.Mode == manifest.Replicated {
+			continue
+		}
+		if r := waitsFor(v, stack, manifest.Dependency{Service: name, Condition: manifest.Healthy, Optional: true}, report); r.ID != "" {
+			return state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s: %s does not do its work yet", stack, name)}
+		}
 	}
 	return state.Reason{}
 }
