@@ -23,7 +23,8 @@ const ReasonFetch = "source.fetch"
 type intake struct {
 	loaded  *Loaded
 	reviews map[string]reconcile.Review
-	policy  string // hash of the policy that reviewed it
+	policy  string                      // hash of the policy that reviewed it
+	applied map[string][]policy.Applied // by stack: restrictions that nobody wrote
 }
 
 // tip takes in what a source points to now. It runs beside the loop: only the acceptance itself is the loop's.
@@ -93,10 +94,10 @@ func (n *Node) relation(ctx context.Context, s state.Source, commit string) (rec
 
 // review hardens each stack of a revision, writes the defaults into it, and asks policy about it.
 func (n *Node) review(ctx context.Context, loaded *Loaded) (*intake, error) {
-	in := &intake{loaded: loaded, reviews: map[string]reconcile.Review{}, policy: n.cfg.Policy.Hash()}
+	in := &intake{loaded: loaded, reviews: map[string]reconcile.Review{}, policy: n.cfg.Policy.Hash(), applied: map[string][]policy.Applied{}}
 	for i := range loaded.Bundle.Stacks {
 		st := &loaded.Bundle.Stacks[i]
-		*st, _ = policy.Harden(*st, n.cfg.Harden)
+		*st, in.applied[st.Name] = policy.Harden(*st, n.cfg.Harden)
 		st.Services = slices.Clone(st.Services)
 		for k := range st.Services {
 			manifest.Resolve(&st.Services[k])
@@ -159,7 +160,7 @@ func (l *leader) accept(ctx context.Context, source string, relation reconcile.R
 	}
 	for {
 		view := l.View()
-		plan := reconcile.Accept(view, reconcile.Intake{Source: source, Bundle: bundle, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned})
+		plan := reconcile.Accept(view, reconcile.Intake{Source: source, Bundle: bundle, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: l.now().Log})
 		if plan.Empty() {
 			return nil
 		}

@@ -87,11 +87,10 @@ func (n *Node) sync(ctx context.Context, op api.Operation) (api.Result, error) {
 	var names []string
 	switch {
 	case op.Stack != "":
-		st, ok := v.Stacks.Get(op.Stack)
-		if !ok {
-			return api.Result{}, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
+		names = keys(v.Sources) // a stack that only the newest commit brings is known after the fetch
+		if st, ok := v.Stacks.Get(op.Stack); ok {
+			names = []string{st.Value.Source}
 		}
-		names = []string{st.Value.Source}
 	case op.Source != "":
 		if _, ok := v.Sources.Get(op.Source); !ok {
 			return api.Result{}, api.NotFoundf("source", op.Source, keys(v.Sources))
@@ -120,7 +119,11 @@ func (n *Node) sync(ctx context.Context, op api.Operation) (api.Result, error) {
 		}
 		res.Source, res.Revision = name, rev
 	}
-	res.Index = n.View().Index
+	v = n.View()
+	if _, ok := v.Stacks.Get(op.Stack); op.Stack != "" && !ok {
+		return res, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
+	}
+	res.Index = v.Index
 	return res, nil
 }
 
@@ -147,6 +150,8 @@ func (l *leader) approve(ctx context.Context, op api.Operation) (api.Result, err
 		return api.Result{}, api.NotFoundf("source", name, keys(v.Sources))
 	case len(e.Value.Waiting) == 0:
 		return api.Result{}, api.Conflictf("nothing of source %s waits for approval", name)
+	case e.Value.Waiting[0].ID == reconcile.ReasonUnsigned:
+		return api.Result{}, api.Deniedf(reconcile.ReasonUnsigned, "a missing or unknown signature can't be approved: sign the commit, or let its signer in with `gitopsctl source add --signers`")
 	case op.Revision != "" && !strings.HasPrefix(e.Value.Seen.Commit, op.Revision):
 		return api.Result{}, api.Conflictf("the revision that waits is %s, not %s: look at its plan, then approve that one", e.Value.Seen, op.Revision)
 	}
@@ -195,7 +200,7 @@ func (l *leader) steer(ctx context.Context, op api.Operation) (api.Result, error
 		if err != nil {
 			return api.Result{}, err
 		}
-		reconcile.Follow(&next, to, v.At)
+		reconcile.Follow(&next, to, l.now().Log)
 		next.Pinned = &state.Reason{ID: reconcile.ReasonPinned, Message: fmt.Sprintf("rolled back to %s: %s; `gitopsctl unpin %s` follows Git again", to.Revision, said, op.Stack)}
 		message = fmt.Sprintf("%s goes back to %s and stays there until it is unpinned", op.Stack, to.Revision)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
-	"github.com/gitopsd/gitopsd/policy"
 	"github.com/gitopsd/gitopsd/reconcile"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
@@ -71,7 +70,7 @@ func (n *Node) preview(in *intake, relation reconcile.Relation) (api.Preview, er
 	if err != nil {
 		return api.Preview{}, err
 	}
-	plan, err := reconcile.Preview(v, reconcile.Intake{Source: b.Source, Bundle: b, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned}, n.now())
+	plan, err := reconcile.Preview(v, reconcile.Intake{Source: b.Source, Bundle: b, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: n.now().Log}, n.now())
 	if err != nil {
 		return api.Preview{}, fmt.Errorf("plan %s: %w", b.Revision, err)
 	}
@@ -82,8 +81,7 @@ func (n *Node) preview(in *intake, relation reconcile.Relation) (api.Preview, er
 		if _, known := v.Stacks.Get(st.Name); known && !changes(plan, st.Name) {
 			continue
 		}
-		_, applied := policy.Harden(*st, n.cfg.Harden)
-		for _, a := range applied {
+		for _, a := range in.applied[st.Name] {
 			out.Hardening = append(out.Hardening, api.Hardening{Stack: st.Name, Applied: a})
 		}
 	}

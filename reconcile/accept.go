@@ -37,6 +37,7 @@ type Intake struct {
 	Bundle   *manifest.Bundle
 	Reviews  map[string]Review // by stack
 	Relation Relation
+	Now      time.Time     // log time
 	Unsigned *state.Reason // the signature is missing or unknown: the revision is Blocked as a whole
 }
 
@@ -46,6 +47,7 @@ const (
 	ReasonRewind    = "source.rewind"
 	ReasonUnsigned  = "source.unsigned"
 	ReasonBudget    = "prune.budget"
+	ReasonRenamed   = "stack.renamed"
 	ReasonPolicy    = "policy.denied"
 	ReasonRender    = "render.failed"
 	ReasonOwned     = "stack.owned"
@@ -138,11 +140,42 @@ func (a *accepting) holds(gone []string) []state.Reason {
 		why = append(why, state.Reason{ID: ReasonRewind, Message: fmt.Sprintf("%s is older than %s, which runs: somebody moved %s back; if that was meant, `%s`, else push the newer commit again",
 			rev, short(a.src.Accepted), rev.Ref, approve)})
 	}
+	if r, yes := a.renamed(gone); yes {
+		r.Message += "; if that was meant, `" + approve + "`"
+		why = append(why, r)
+	}
 	if r, over := a.overBudget(gone); over {
 		r.Message += "; if that was meant, `" + approve + "`"
 		why = append(why, r)
 	}
 	return why
+}
+
+// now is log time, at the least that of the last entry.
+func (a *accepting) now() time.Time {
+	if a.in.Now.Before(a.v.At) {
+		return a.v.At
+	}
+	return a.in.Now
+}
+
+// renamed says whether a stack that is gone left volumes and another one now lives in its directory: the data would not follow.
+func (a *accepting) renamed(gone []string) (state.Reason, bool) {
+	for _, name := range gone {
+		old, _ := a.v.Stacks.Get(name)
+		for _, f := range a.in.Bundle.Found {
+			if f.Dir != old.Value.Dir || has(a.v.Stacks, f.Name) {
+				continue
+			}
+			for _, vol := range a.v.Volumes.All() {
+				if vol.Value.Stack == name && vol.Value.Kind != manifest.MountBind {
+					return state.Reason{ID: ReasonRenamed, Message: fmt.Sprintf("stack %s is called %s now; its data (%s and what else it has) stay under the old name, and %s would start empty: give it the old name, with `name: %s`",
+						name, f.Name, vol.Value.Name, f.Name, name)}, true
+				}
+			}
+		}
+	}
+	return state.Reason{}, false
 }
 
 func short(r manifest.Revision) string { return r.Commit[:min(8, len(r.Commit))] }
@@ -280,7 +313,7 @@ func (a *accepting) stack(f manifest.FoundStack, spec *manifest.Stack, problems 
 	default:
 		if next.Applied == nil || next.Applied.Release != next.Wanted.Release {
 			item = a.store(release, spec)
-			Follow(&next, state.Applied{Revision: a.in.Bundle.Revision, Release: next.Wanted.Release}, a.v.At)
+			Follow(&next, state.Applied{Revision: a.in.Bundle.Revision, Release: next.Wanted.Release}, a.now())
 		}
 		step.Action, step.Reason = ActAccept, state.Reason{ID: ReasonRevision, Message: fmt.Sprintf("%s asks for it", rev)}
 	}
@@ -323,7 +356,7 @@ func firstError(ps []manifest.Problem) string {
 
 // Follow makes a release the one that a stack should be. The outcome of what was applied before goes into the history: superseded, if it had not ended.
 func Follow(s *state.Stack, to state.Applied, now time.Time) {
-	if s.Applied != nil {
+	if s.Applied != nil && s.Applied.Revision != to.Revision { // the same one again, with a new secret, is no new line of history
 		last := s.Outcome
 		if last.Kind == "" {
 			last.Kind, last.Ended = state.Superseded, now

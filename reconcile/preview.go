@@ -11,24 +11,24 @@ import (
 // Preview says what a revision would change, service by service, by the same code that accepts and decides: Accept is carried out on a fork of the state, and Decide
 // asked there. Nothing of the view changes. A revision that would wait for a person is shown as if it were approved, with what it waits for.
 func Preview(v *state.View, in Intake, now Now) (Plan, error) {
-	first := Accept(v, in)
+	src, ok := v.Sources.Get(in.Source)
+	if !ok {
+		return Plan{}, fmt.Errorf("plan: there is no source %s", in.Source)
+	}
 	fork := state.Fork(v)
 	var out Plan
-	for _, s := range first.Steps {
-		if s.Action == ActWait && s.Stack == "" {
-			out.Steps = append(out.Steps, s)
-		}
+	asking := accepting{v: v, in: in, src: src.Value}
+	for _, why := range asking.holds(asking.removed()) {
+		out.Steps = append(out.Steps, Step{Action: ActWait, Cause: CauseRevision, Source: in.Source, Revision: in.Bundle.Revision, Reason: why})
 	}
 	if len(out.Steps) > 0 {
-		approved, _ := v.Sources.Get(in.Source)
-		src := approved.Value
-		src.Approved = in.Bundle.Revision.Commit
-		if err := try(fork, now, state.Item{state.Set(in.Source, src)}); err != nil {
+		src.Value.Approved = in.Bundle.Revision.Commit
+		if err := try(fork, now, state.Item{state.Set(in.Source, src.Value)}); err != nil {
 			return out, err
 		}
 		in.Unsigned = nil
-		first = Accept(fork.View(), in)
 	}
+	first := Accept(fork.View(), in)
 	if err := try(fork, now, first.Items...); err != nil {
 		return out, err
 	}

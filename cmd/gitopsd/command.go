@@ -24,6 +24,7 @@ type options struct {
 	runDir   string
 	socket   string
 	name     string
+	cluster  string
 	pool     []string
 	bits     int
 	logLevel string
@@ -78,6 +79,7 @@ func command(version string) *cobra.Command {
 	r := run.Flags()
 	r.StringVar(&o.socket, "socket", "", "where the API listens (default RUN-DIR/gitopsd.sock)")
 	r.StringVar(&o.name, "name", "", "name of this node (default the host's name)")
+	r.StringVar(&o.cluster, "cluster", "", "name of this cluster: picks its entry under clusters: in gitops.yaml")
 	r.StringSliceVar(&o.pool, "pool", []string{"10.210.0.0/15", "172.20.0.0/14", "192.168.128.0/17"}, "addresses that the node's block is cut from; what the host's routes and Docker use is left out")
 	r.IntVar(&o.bits, "block-bits", 19, "size of the node's block; each network takes a /24 of it")
 	r.StringVar(&o.source.URL, "source", "", "repository to follow: https://, ssh://, user@host:path, or a path; added when the log has no source of its name")

@@ -103,7 +103,7 @@ func run(ctx context.Context, o *options, version string) error {
 		return err
 	}
 	defer blobs.Close()
-	src, err := newSources(filepath.Join(o.dataDir, "git"), "", log)
+	src, err := newSources(filepath.Join(o.dataDir, "git"), o.cluster, log)
 	if err != nil {
 		return err
 	}

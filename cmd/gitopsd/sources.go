@@ -8,7 +8,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/gitopsd/gitopsd/cluster"
@@ -100,11 +102,8 @@ func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Rev
 	sp, tip := spec(src), git.Tip{Ref: rev.Ref, Commit: rev.Commit}
 	preview := rev.Commit == ""
 	if preview {
-		if rev.Ref != "" {
-			sp.Branch, sp.Tag = rev.Ref, ""
-		}
 		var err error
-		if tip, err = s.store.Resolve(ctx, sp); err != nil {
+		if tip, err = s.find(ctx, sp, rev.Ref); err != nil {
 			return nil, err
 		}
 	}
@@ -142,6 +141,28 @@ func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Rev
 		defer root.Close()
 		return root.ReadFile(filepath.FromSlash(ref.Path))
 	}}, nil
+}
+
+var fullCommit = regexp.MustCompile(`^[0-9a-f]{40}$`)
+
+// find resolves what a person wants to see: a branch, a tag, a full ref as refs/pull/7/head, or the full id of a commit; "" is what the source follows.
+func (s *sources) find(ctx context.Context, sp git.Spec, ref string) (git.Tip, error) {
+	switch {
+	case ref == "":
+		return s.store.Resolve(ctx, sp)
+	case fullCommit.MatchString(ref):
+		return git.Tip{Commit: ref}, nil
+	}
+	branch, tag := sp, sp
+	branch.Branch, branch.Tag = ref, ""
+	tag.Branch, tag.Tag = "", ref
+	tip, err := s.store.Resolve(ctx, branch)
+	if errors.Is(err, git.RefNotFound) && !strings.HasPrefix(ref, "refs/") {
+		if t, terr := s.store.Resolve(ctx, tag); terr == nil {
+			return t, nil
+		}
+	}
+	return tip, err
 }
 
 // Tidy implements cluster.Sources: of each source, the checkout that was loaded last stays.

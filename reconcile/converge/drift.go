@@ -3,6 +3,7 @@ package converge
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/gitopsd/gitopsd/reconcile/state"
@@ -45,7 +46,7 @@ func (n *node) drift() []state.Drift {
 			add(DriftLimits, c.Name+".resources.cpu", limit(want.CPU), limit(have.CPU))
 		}
 		if differs(want.Pids, have.Pids, 0) {
-			add(DriftLimits, c.Name+".resources.pids", limit(manifest.Bytes(want.Pids)), limit(manifest.Bytes(have.Pids)))
+			add(DriftLimits, c.Name+".resources.pids", limit(count(want.Pids)), limit(count(have.Pids)))
 		}
 	}
 	for _, c := range n.cur {
@@ -69,6 +70,11 @@ func differs(want, have, grain int64) bool {
 	}
 	return want-have > grain || have-want > grain
 }
+
+// count is a number of things.
+type count int64
+
+func (c count) String() string { return strconv.FormatInt(int64(c), 10) }
 
 func limit[T interface {
 	~int64

@@ -145,7 +145,7 @@ func (m *machine) judge() {
 		}
 		total++
 		for _, t := range slot.Tasks {
-			if !t.Current || t.Desired == state.DesiredStop || slices.Contains(svc.Failed, t.ID) || t.Made.Before(svc.Started) {
+			if !t.Current || t.Desired == state.DesiredStop || slices.Contains(svc.Failed, t.ID) {
 				continue
 			}
 			if why, bad := m.failed(t); bad {
@@ -187,11 +187,29 @@ func (m *machine) action() manifest.FailureAction {
 	return manifest.ActionPause
 }
 
+// adopted says whether the task was there before this rollout began: what changed was set on it in place.
+func (m *machine) adopted(t *Task) bool { return t.Made.Before(m.in.Service.Started) }
+
+// from is when a task's time in this rollout began: at the moment given, or with the rollout.
+func (m *machine) from(t *Task, at time.Time) time.Time {
+	if m.adopted(t) && at.Before(m.in.Service.Started) {
+		return m.in.Service.Started
+	}
+	return at
+}
+
+// due is when a task has to be ready.
+func (m *machine) due(t *Task) time.Time { return m.from(t, t.Made).Add(m.policy.Deadline.Std()) }
+
 // failed says whether a task of this rollout counts as failed: it ended or turned unhealthy before it was ready or while it was watched, or it
 // was not ready by the deadline.
 func (m *machine) failed(t Task) (state.Reason, bool) {
-	if t.Done.IsZero() || m.in.Now.Before(t.Done.Add(m.policy.Monitor.Std())) {
-		if t.Report.Failures > 0 || t.Report.Phase == state.PhaseFailed {
+	if t.Done.IsZero() || m.in.Now.Before(m.from(&t, t.Done).Add(m.policy.Monitor.Std())) {
+		bad := t.Report.Failures > 0
+		if m.adopted(&t) { // what it did before it was changed in place is not this rollout's doing
+			bad = t.Report.Health == state.HealthUnhealthy
+		}
+		if bad || t.Report.Phase == state.PhaseFailed {
 			why := t.Report.Reason
 			if why.Message == "" {
 				why = state.Reason{ID: ReasonFailed, Message: fmt.Sprintf("exit code %d", t.Report.ExitCode)}
@@ -203,7 +221,7 @@ func (m *machine) failed(t Task) (state.Reason, bool) {
 		return state.Reason{}, false
 	}
 	if t.Desired == state.DesiredRun && !t.Report.Ready() {
-		end := t.Made.Add(m.policy.Deadline.Std())
+		end := m.due(&t)
 		if !m.in.Now.Before(end) {
 			msg := fmt.Sprintf("%s is not healthy %s after it was made", t.ID, m.policy.Deadline)
 			if r := t.Report.Reason.Message; r != "" {
@@ -306,7 +324,7 @@ func (m *machine) settle(slot Slot, cur *Task, old []*Task) bool {
 	case !cur.Done.IsZero() || failed:
 		// It was ready once, or counts as failed: the node goes on with it by its restart policy; the rollout does not wait for it.
 		m.unwell++
-		if end := cur.Made.Add(m.policy.Deadline.Std()); failed || !m.in.Now.Before(end) {
+		if end := m.due(cur); failed || !m.in.Now.Before(end) {
 			m.broken++
 			m.blame(cur)
 		} else if m.active() {
@@ -365,7 +383,7 @@ func (m *machine) progress(slot Slot, cur *Task, old []*Task) {
 // deadline fails a replacement that can't even be made ready: the rollout would wait for ever while the old task serves.
 func (m *machine) deadline(t *Task) {
 	svc := &m.out.Service
-	end := t.Made.Add(m.policy.Deadline.Std())
+	end := m.due(t)
 	if m.in.Now.Before(end) {
 		m.wake(end)
 		return
@@ -437,7 +455,7 @@ func (m *machine) finish() {
 	var watched time.Time
 	for _, slot := range m.in.Slots {
 		for _, t := range slot.Tasks {
-			if end := t.Done.Add(m.policy.Monitor.Std()); !t.Made.Before(svc.Started) && end.After(watched) {
+			if end := m.from(&t, t.Done).Add(m.policy.Monitor.Std()); end.After(watched) {
 				watched = end
 			}
 		}
