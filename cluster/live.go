@@ -48,22 +48,11 @@ func (n *Node) Drift(ctx context.Context, stack string) ([]api.TaskDrift, error)
 	return out, nil
 }
 
-// Logs reads the logs of tasks, in order of time where they do not follow. See [api.Live].
+// Logs reads the logs of tasks, in order of time where they do not follow. With Previous, it is of each slot what was there before what runs now: the attempt
+// before the last one of its task, or else the task before it. See [api.Live].
 func (n *Node) Logs(ctx context.Context, q api.LogQuery, line func(api.LogLine) error) error {
 	v := n.View()
-	var dirs []logDir
-	for id, t := range v.Tasks.All() {
-		if t.Value.Stack != q.Stack && q.Task == "" || q.Service != "" && t.Value.Service != q.Service || q.Task != "" && id != q.Task {
-			continue
-		}
-		spec, ok := v.Specs.Get(t.Value.Spec)
-		if !ok {
-			continue
-		}
-		for _, c := range spec.Value.Service.Containers {
-			dirs = append(dirs, logDir{task: id, path: n.worker.LogDir(id, c.Name)})
-		}
-	}
+	dirs := n.logDirs(v, q)
 	if len(dirs) == 0 {
 		if q.Task != "" {
 			return api.NotFoundf("task", q.Task, keys(v.Tasks))
@@ -71,17 +60,15 @@ func (n *Node) Logs(ctx context.Context, q api.LogQuery, line func(api.LogLine) 
 		if _, ok := v.Stacks.Get(q.Stack); !ok {
 			return api.NotFoundf("stack", q.Stack, keys(v.Stacks))
 		}
-		return api.NotFoundf("task of", q.Stack+"/"+q.Service, nil)
+		return api.NotFoundf("log of", q.Stack+"/"+q.Service, nil)
 	}
-	read := tasklog.Query{Since: q.Since, Tail: q.Tail, Follow: q.Follow, Attempts: tasklog.AllAttempts}
-	if q.Previous {
-		read.Attempts = tasklog.Previous
-	}
-	if q.Follow {
+	read := tasklog.Query{Since: q.Since, Tail: q.Tail, Follow: q.Follow && !q.Previous}
+	if read.Follow {
 		return follow(ctx, dirs, read, line)
 	}
 	var all []api.LogLine
 	for _, d := range dirs {
+		read.Attempts = d.attempts
 		err := tasklog.Read(ctx, d.path, read, func(e tasklog.Entry) error {
 			all = append(all, logLine(d.task, e))
 			return nil
@@ -99,7 +86,68 @@ func (n *Node) Logs(ctx context.Context, q api.LogQuery, line func(api.LogLine) 
 	return nil
 }
 
-type logDir struct{ task, path string }
+// logDirs finds the logs that a query is about.
+func (n *Node) logDirs(v *state.View, q api.LogQuery) []logDir {
+	if q.Task != "" {
+		attempts := tasklog.AllAttempts
+		if q.Previous {
+			attempts = tasklog.Previous
+		}
+		return n.taskLogs(q.Task, attempts)
+	}
+	prefix := q.Stack + "/"
+	if q.Service != "" {
+		prefix = state.TaskPrefix(q.Stack, q.Service)
+	}
+	var dirs []logDir
+	gone := n.worker.Logged(q.Stack)
+	for id, t := range v.Tasks.Below(prefix) {
+		if t.Value.Node != n.cfg.ID || q.Previous && t.Value.Desired == state.DesiredStop {
+			continue
+		}
+		if !q.Previous {
+			dirs = append(dirs, n.taskLogs(id, tasklog.AllAttempts)...)
+			continue
+		}
+		if r, _ := v.Reports.Get(id); r.Value.Attempt > 1 {
+			dirs = append(dirs, n.taskLogs(id, tasklog.Previous)...)
+		} else if before := earlier(gone, t.Value); before != "" {
+			dirs = append(dirs, n.taskLogs(before, tasklog.Last)...)
+		}
+	}
+	return dirs
+}
+
+// earlier is the newest task of the same slot that was there before.
+func earlier(logged []string, t state.Task) string {
+	for gen := t.Gen - 1; gen > 0; gen-- {
+		if id := state.TaskID(t.Stack, t.Service, t.Slot, gen); slices.Contains(logged, id) {
+			return id
+		}
+	}
+	return ""
+}
+
+func (n *Node) taskLogs(task string, attempts tasklog.Attempts) []logDir {
+	if !filepath.IsLocal(task) { // the name comes from outside
+		return nil
+	}
+	base := n.worker.LogDir(task, "")
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return nil
+	}
+	var dirs []logDir
+	for _, e := range entries {
+		dirs = append(dirs, logDir{task: task, path: filepath.Join(base, e.Name()), attempts: attempts})
+	}
+	return dirs
+}
+
+type logDir struct {
+	task, path string
+	attempts   tasklog.Attempts
+}
 
 func logLine(task string, e tasklog.Entry) api.LogLine {
 	return api.LogLine{Task: task, Time: e.Time, Stream: string(e.Stream), Attempt: e.Attempt, Partial: e.Partial, Text: slices.Clone(e.Text)}

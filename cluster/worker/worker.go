@@ -15,6 +15,8 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"sync"
@@ -419,5 +421,21 @@ func (w *Worker) Exec(ctx context.Context, id string, req ExecRequest) (int, err
 	return w.cfg.Inspector.Exec(ctx, id, req)
 }
 
-// LogDir is where the logs of a task's container are.
+// Logged lists the tasks of a stack that have logs on this node, sorted: those that are gone too, as long as their logs are kept.
+func (w *Worker) Logged(stack string) []string {
+	if !filepath.IsLocal(stack) { // the name comes from outside
+		return nil
+	}
+	entries, err := os.ReadDir(filepath.Join(w.cfg.LogDir, stack))
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, stack+"/"+e.Name())
+	}
+	return out
+}
+
+// LogDir is where the logs of a task's container are; without a container, where those of all its containers are.
 func (w *Worker) LogDir(task, container string) string { return w.logDir(task, container) }
