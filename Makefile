@@ -54,7 +54,7 @@ cover: check ## write cover.out and print the coverage of each package
 	$(GO) test -vet=off -short -timeout 9m -coverprofile=cover.out $(TESTFLAGS) ./...
 	$(GO) tool cover -func=cover.out | tail -n 1
 
-bench: build deps ## measure speed and memory against their targets
+bench: check deps ## measure speed and memory against their targets
 	$(GO) run ./fixtures/bench
 
 demo: deps build ## show everything on this machine, and leave it running

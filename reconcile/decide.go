@@ -242,9 +242,9 @@ func (s *stackRun) ended(name string, svc state.Service) {
 	st := Step{Action: ActFinish, Cause: CauseRevision, Service: name, Revision: svc.Revision, Reason: state.Reason{ID: ReasonDone, Message: "all tasks are healthy"}}
 	switch {
 	case svc.Step == state.StepPaused:
-		st.Reason = state.Reason{ID: rollout.ReasonPaused, Message: svc.Reason.Message}
+		st.Reason = state.Reason{ID: cmp.Or(svc.Reason.ID, rollout.ReasonPaused), Message: "the rollout stopped: " + svc.Reason.Message}
 	case svc.Bad != "":
-		st.Reason = state.Reason{ID: ReasonRolledBack, Message: fmt.Sprintf("%s runs again: %s", svc.Revision, svc.Reason.Message)}
+		st.Reason = state.Reason{ID: cmp.Or(svc.Reason.ID, ReasonRolledBack), Message: fmt.Sprintf("%s runs again: %s", svc.Revision, svc.Reason.Message)}
 	}
 	s.step(st)
 }
@@ -260,7 +260,7 @@ func (s *stackRun) slots(key string, svc state.Service, target *manifest.Service
 	for _, e := range s.v.Tasks.Below(key + ".") {
 		t := rollout.Task{Task: e.Value, Version: e.Version}
 		if r, ok := s.v.Reports.Get(t.ID); ok {
-			t.Report = r.Value
+			t.Report, t.Since = r.Value, r.At
 		}
 		t.Current = t.Restart >= svc.Restart
 		if t.Current && t.Spec != svc.Target {
@@ -563,10 +563,10 @@ func (s *stackRun) outcome() {
 			back = &svc
 		}
 	}
-	kind, why, to := state.Deployed, state.Reason{Message: "every service is healthy"}, manifest.Revision{}
+	kind, why, to := state.Deployed, state.Reason{ID: ReasonDone, Message: "every service is healthy"}, manifest.Revision{}
 	switch {
 	case stalled != nil:
-		kind, why = state.Stalled, state.Reason{ID: rollout.ReasonPaused, Message: stalled.Reason.Message}
+		kind, why = state.Stalled, state.Reason{ID: cmp.Or(stalled.Reason.ID, rollout.ReasonPaused), Message: stalled.Reason.Message}
 	case back != nil:
 		kind, why, to = state.RolledBack, back.Reason, back.Revision
 	}
@@ -577,5 +577,5 @@ func (s *stackRun) outcome() {
 	if kind == state.Deployed {
 		s.next.Stable, o.Reason = s.next.Applied, state.Reason{}
 	}
-	s.step(Step{Action: ActFinish, Cause: CauseRevision, Revision: o.Revision, Reason: state.Reason{ID: string(kind), Message: why.Message}})
+	s.step(Step{Action: ActFinish, Cause: CauseRevision, Revision: o.Revision, Reason: state.Reason{ID: cmp.Or(why.ID, ReasonRolledBack), Message: string(kind) + ": " + why.Message}})
 }

@@ -1,8 +1,10 @@
 package reconcile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gitopsd/gitopsd/reconcile/converge"
@@ -65,9 +67,10 @@ type ServiceStatus struct {
 	Name     string            `json:"name"`
 	Stack    string            `json:"stack"`
 	Mode     manifest.Mode     `json:"mode,omitempty"`
-	Desired  int               `json:"desired"` // tasks that there should be
-	Ready    int               `json:"ready"`   // tasks that do their work
-	Updated  int               `json:"updated"` // tasks of the target
+	Desired  int               `json:"desired"`           // tasks that there should be
+	Ready    int               `json:"ready"`             // tasks that do their work
+	Updated  int               `json:"updated"`           // tasks of the target
+	Drifted  int               `json:"drifted,omitempty"` // tasks that are not what they should be, see Report.Drift
 	Health   Health            `json:"health"`
 	Step     state.Step        `json:"step,omitempty"`
 	Image    string            `json:"image"`
@@ -105,11 +108,22 @@ func StatusOf(v *state.View, name string) (StackStatus, bool) {
 	st.Suspended = s.Suspended != nil || suspendedInGit(s.Wanted)
 	st.Health = stackHealth(s, st)
 	st.Sync, st.Reasons = syncOf(s, src.Value)
+	var own []state.Reason
 	for _, svc := range st.Services {
-		if svc.Reason.ID != "" {
-			st.Reasons = append(st.Reasons, state.Reason{ID: svc.Reason.ID, Message: svc.Name + ": " + svc.Reason.Message})
+		said := func(r state.Reason) bool {
+			return r.ID == svc.Reason.ID && strings.Contains(r.Message, svc.Reason.Message)
+		}
+		if svc.Reason.ID != "" && !slices.ContainsFunc(st.Reasons, said) {
+			own = append(own, state.Reason{ID: svc.Reason.ID, Message: svc.Name + ": " + svc.Reason.Message})
+		}
+		if svc.Drifted > 0 && st.Sync == Synced {
+			st.Sync = OutOfSync
 		}
 	}
+	if n := len(st.Reasons) - 1; n >= 0 && st.Reasons[n].ID == ReasonProgress { // what holds a rollout up tells more than that there is one
+		st.Reasons, own = st.Reasons[:n:n], append(own, st.Reasons[n])
+	}
+	st.Reasons = append(st.Reasons, own...)
 	st.Ready = st.Sync == Synced && st.Health == Healthy
 	return st, true
 }
@@ -173,7 +187,7 @@ func syncOf(s state.Stack, src state.Source) (Sync, []state.Reason) {
 	case s.Outcome.Kind == "":
 		return OutOfSync, append(why, state.Reason{ID: ReasonProgress, Message: fmt.Sprintf("%s is being rolled out", s.Outcome.Revision)})
 	case s.Outcome.Kind == state.RolledBack:
-		return OutOfSync, append(why, state.Reason{ID: ReasonRolledBack, Message: fmt.Sprintf("%s was rolled back to %s: %s; push a fix to try again", s.Outcome.Revision, s.Outcome.To, s.Outcome.Reason.Message)})
+		return OutOfSync, append(why, state.Reason{ID: cmp.Or(s.Outcome.Reason.ID, ReasonRolledBack), Message: fmt.Sprintf("%s was rolled back to %s: %s; push a fix to try again", s.Outcome.Revision, s.Outcome.To, s.Outcome.Reason.Message)})
 	}
 	return OutOfSync, append(why, s.Outcome.Reason)
 }
@@ -199,7 +213,7 @@ func serviceStatus(v *state.View, stack, name string) ServiceStatus {
 		}
 		st.Ports = append(st.Ports, p)
 	}
-	var trouble state.Reason
+	var trouble, drift state.Reason
 	for id, t := range v.Tasks.Below(key + ".") {
 		r, _ := v.Reports.Get(id)
 		ts := TaskStatus{Task: t.Value, Report: r.Value, Since: r.At}
@@ -213,6 +227,12 @@ func serviceStatus(v *state.View, stack, name string) ServiceStatus {
 		if t.Value.Spec == svc.Target {
 			st.Updated++
 		}
+		if len(r.Value.Drift) > 0 {
+			if st.Drifted++; st.Drifted == 1 {
+				drift = converge.DriftReason(r.Value.Drift)
+				drift.Message = fmt.Sprintf("task %d: %s", t.Value.Slot, drift.Message)
+			}
+		}
 		if r.Value.Ready() && t.Value.Desired == state.DesiredRun {
 			st.Ready++
 		} else if r.Value.Reason.ID != "" && trouble.ID == "" {
@@ -221,6 +241,9 @@ func serviceStatus(v *state.View, stack, name string) ServiceStatus {
 	}
 	if st.Reason.ID == "" || svc.Step != state.StepPaused && trouble.ID != "" {
 		st.Reason = trouble
+	}
+	if st.Reason.ID == "" {
+		st.Reason = drift
 	}
 	st.Health = serviceHealth(svc, st)
 	return st

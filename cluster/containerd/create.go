@@ -284,7 +284,9 @@ func (r *Runtime) removeTask(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	_, err = ts.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	whole, done := cleanup(ctx) // as in create: a shim that is half removed stays, and nobody knows of it any more
+	defer done()
+	_, err = ts.Delete(whole, &tasks.DeleteTaskRequest{ContainerID: id})
 	if err == nil || errdefs.IsNotFound(native(err)) {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/gitopsd/gitopsd/cluster/network/names"
 )
@@ -178,9 +179,14 @@ type PortTaken struct {
 	Reason string
 }
 
+// probing keeps two looks at the same port apart: each would take the other for a program that holds it.
+var probing sync.Mutex
+
 // PortsTaken tells which ports are held by programs of the host, by trying to bind each for a moment. Ports that are published already are not
 // tried: only the caller's new ones should be given.
 func PortsTaken(ctx context.Context, ports []Port) []PortTaken {
+	probing.Lock()
+	defer probing.Unlock()
 	var out []PortTaken
 	for _, p := range ports {
 		host := "0.0.0.0"

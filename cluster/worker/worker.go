@@ -100,6 +100,7 @@ type Worker struct {
 	runtime    map[string]Container    // by id, as last listed
 	memory     map[string]*memory      // by task
 	last       map[string]state.Report // by task, of the last pass
+	untold     []state.Event           // of all passes since the last report to the log
 	listed     bool
 	dirty      bool // containers changed since they were listed
 	reporting  bool
@@ -233,6 +234,9 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 	assigned := w.assigned(view)
 	for i := range assigned {
 		a := &assigned[i]
+		if last, ok := w.last[a.ID]; ok && w.memory[a.ID] != nil && w.memory[a.ID].Busy {
+			a.Last = last // the log may not have it yet, and while it is busy nothing newer is seen
+		}
 		a.Gate = converge.Gate(view, a.Task, &a.Spec, func(t state.Task) state.Report { return w.reported(view, t) })
 	}
 	w.ensureNetworks(ctx, view, assigned)
@@ -243,6 +247,15 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 		in.Memory[id] = m.Memory
 	}
 	out := converge.Next(in)
+	for i := range assigned {
+		a := &assigned[i]
+		old, ok := w.last[a.ID]
+		if !ok {
+			old = a.Last
+		}
+		w.untold = append(w.untold, converge.Events(a.Task, old, out.Reports[a.ID])...)
+	}
+	w.untold = w.untold[max(0, len(w.untold)-state.KeepEvents):]
 	w.last = out.Reports
 	w.makeReachable(ctx, view, assigned)
 	byID := map[string]*converge.Assignment{}
@@ -338,24 +351,23 @@ func (w *Worker) report(ctx context.Context, group *sync.WaitGroup, view *state.
 		return
 	}
 	var items []state.Item
-	var events []state.Event
 	for _, id := range slices.Sorted(maps.Keys(reports)) {
 		old, ok := view.Reports.Get(id)
 		if r := reports[id]; !ok || !reflect.DeepEqual(normal(old.Value), normal(r)) {
 			items = append(items, state.Item{state.Set(id, r)})
-			t, _ := view.Tasks.Get(id)
-			events = append(events, converge.Events(t.Value, old.Value, r)...)
 		}
 	}
-	if len(items) == 0 {
+	events := w.untold
+	if len(items)+len(events) == 0 {
 		return
 	}
-	w.reporting = true
+	w.reporting, w.untold = true, nil
 	group.Go(func() {
 		err := w.cfg.Log.Report(ctx, items, events)
 		w.post(ctx, func() {
 			w.reporting = false
 			if err != nil {
+				w.untold = append(events, w.untold...)
 				w.log.Warn("report to the log; trying again", "err", err)
 			}
 		})

@@ -239,13 +239,12 @@ func (o *options) record(v *state.View, nets *network.Manager, id string, key *s
 	return cl.Value, n, nil
 }
 
+// instanceLock is a file that all agents of the instance's name share, wherever their directories are. teardown removes it.
+func (o *options) instanceLock() string { return "/run/gitopsd-" + o.instance + ".lock" }
+
 // alone makes sure that one agent of the instance's name runs on the machine: links, rules and containers are named after it.
 func (o *options) alone() (func(), error) {
-	dir := "/run/lock"
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("lock the instance: %w", err)
-	}
-	unlock, err := lock(filepath.Join(dir, "gitopsd-"+o.instance))
+	unlock, err := lock(o.instanceLock())
 	if err != nil {
 		return nil, fmt.Errorf("instance %s is in use on this machine: stop the gitopsd that runs, or give this one another --instance", o.instance)
 	}

@@ -60,7 +60,7 @@ func teardown(ctx context.Context, o *options) error {
 	if err := unix.Unmount(filepath.Join(o.runDir, "secrets"), 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		errs = append(errs, fmt.Errorf("unmount the secrets: %w", err))
 	}
-	if err := errors.Join(append(errs, os.RemoveAll(o.runDir))...); err != nil {
+	if err := errors.Join(append(errs, os.RemoveAll(o.runDir), os.Remove(o.instanceLock()))...); err != nil {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "removed all that instance %s made; its data stay in %s\n", o.instance, o.dataDir)

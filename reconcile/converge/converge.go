@@ -360,7 +360,7 @@ func (n *node) absent(rep state.Report) state.Report {
 	}
 	if n.a.Report && n.a.Last.Phase == state.PhaseRunning {
 		rep.Phase = state.PhaseRunning
-		rep.Health, rep.Reason = state.HealthUnhealthy, state.Reason{ID: "drift.missing", Message: "its container was removed by somebody"}
+		rep.Health, rep.Reason = state.HealthUnhealthy, state.Reason{ID: ReasonDriftMissing, Message: "its container was removed by somebody"}
 		rep.Drift = n.compare()
 		return rep
 	}

@@ -20,6 +20,14 @@ const (
 	DriftImage   = "image"
 )
 
+// Reasons that drift gives, by its first kind.
+const (
+	ReasonDriftMissing = "drift.missing"
+	ReasonDriftPaused  = "drift.paused"
+	ReasonDriftLimits  = "drift.limits"
+	ReasonDriftImage   = "drift.image"
+)
+
 // drift compares what runs with what should, field by field. Paused comes first: nothing else can be set on a frozen container.
 func (n *node) drift() []state.Drift {
 	var out []state.Drift

@@ -15,6 +15,7 @@ const (
 	EventRecovered = "recovered" // it does its work again
 	EventDrift     = "drift"     // what runs is not what should
 	EventHeal      = "heal"      // drift is gone
+	EventTrouble   = "trouble"   // something about it failed and is tried again: its image, its volumes
 )
 
 // Events tells of what is worth remembering between two reports of a task.
@@ -39,13 +40,30 @@ func Events(t state.Task, old, now state.Report) []state.Event {
 		}
 		tell(EventRecovered, why)
 	}
+	if now.Retry && now.Attempt == old.Attempt && now.Reason.ID != old.Reason.ID && now.Reason.ID != now.Ended.ID {
+		tell(EventTrouble, now.Reason)
+	}
 	switch was, is := describe(old.Drift), describe(now.Drift); {
 	case is != "" && is != was:
-		tell(EventDrift, state.Reason{ID: "drift." + now.Drift[0].Kind, Message: is})
+		tell(EventDrift, DriftReason(now.Drift))
 	case is == "" && was != "" && now.Running():
-		tell(EventHeal, state.Reason{ID: "drift." + old.Drift[0].Kind, Message: "set right: " + was})
+		tell(EventHeal, state.Reason{ID: DriftReason(old.Drift).ID, Message: "set right: " + was})
 	}
 	return out
+}
+
+// DriftReason is the reason that drift gives for a task not to be as it should.
+func DriftReason(drift []state.Drift) state.Reason {
+	id := ReasonDriftMissing
+	switch drift[0].Kind {
+	case DriftPaused:
+		id = ReasonDriftPaused
+	case DriftLimits:
+		id = ReasonDriftLimits
+	case DriftImage:
+		id = ReasonDriftImage
+	}
+	return state.Reason{ID: id, Message: describe(drift)}
 }
 
 // describe writes drift as a sentence.

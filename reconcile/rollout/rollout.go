@@ -24,6 +24,7 @@ type Task struct {
 	state.Task
 	Version uint64
 	Report  state.Report
+	Since   time.Time // log time of the report
 	// Current says that the task is of the target: nothing that changed since it was made needs a replacement.
 	Current bool
 }
@@ -420,6 +421,28 @@ func (m *machine) replace(slot Slot) {
 	m.busy++
 	m.add(Move{Verb: Make, Slot: slot.Number, Ready: !m.policy.StartFirst, Why: state.Reason{ID: ReasonUpdate, Message: "replaces " + old[len(old)-1].ID}})
 	m.stop(slot, dead(old), state.Reason{ID: ReasonSuperseded, Message: "never became ready"})
+	m.stop(slot, spare(old), state.Reason{ID: ReasonSuperseded, Message: "another task of the slot serves until it is replaced"})
+}
+
+// spare are the tasks that were ready once beside the one that serves best: where one rollout came in the middle of another.
+func spare(tasks []*Task) []*Task {
+	var keep *Task
+	var out []*Task
+	for _, t := range tasks {
+		if t.Report.Ready() {
+			keep = t
+		}
+	}
+	for _, t := range tasks {
+		switch {
+		case t.Done.IsZero() && !t.Report.Ready(): // dead
+		case keep == nil:
+			keep = t
+		case t != keep:
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // dead are the tasks that never became ready: they serve nobody and are in the way.
@@ -472,14 +495,23 @@ func (m *machine) finish() {
 
 // recover ends a paused rollout that became well after all.
 func (m *machine) recover() {
-	if m.out.Service.Step == state.StepPaused && m.unmade == 0 && m.unwell == 0 && len(m.out.Moves) == 0 && !m.inFlight() {
-		m.done()
+	if m.out.Service.Step != state.StepPaused || m.unmade > 0 || m.unwell > 0 || len(m.out.Moves) > 0 || m.inFlight() {
+		return
 	}
+	for _, slot := range m.in.Slots { // what crashes again and again is well for a moment each time
+		for _, t := range slot.Tasks {
+			if end := t.Since.Add(m.policy.Monitor.Std()); m.in.Now.Before(end) {
+				m.wake(end)
+				return
+			}
+		}
+	}
+	m.done()
 }
 
 func (m *machine) done() {
 	svc := &m.out.Service
-	if svc.Step != state.StepRollback {
+	if svc.Bad == "" { // else it says why the bad spec was left, as long as Git asks for that
 		svc.Reason = state.Reason{}
 	}
 	svc.Step = state.StepDone
