@@ -121,6 +121,17 @@ func (g cgroup) oomKills() int64 {
 	return g.field("memory", "memory.oom_control", "oom_kill")
 }
 
+// first is the process of the group with the lowest number, which is the one that runc began with; 0 = there is none.
+func (g cgroup) first() int {
+	found := 0
+	for line := range strings.Lines(g.read("pids", "cgroup.procs")) {
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && (found == 0 || pid < found) {
+			found = pid
+		}
+	}
+	return found
+}
+
 // Stats implements [worker.Inspector].
 func (r *Runtime) Stats(ctx context.Context, id string) (worker.Stats, error) {
 	rec, err := r.client.ContainerService().Get(r.in(ctx), id)

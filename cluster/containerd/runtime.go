@@ -264,6 +264,8 @@ func (r *Runtime) container(rec containers.Container, t *tasktypes.Process) work
 		c.Phase = worker.Paused
 	case tasktypes.Status_RUNNING:
 		c.Phase = worker.Running
+	case tasktypes.Status_UNKNOWN:
+		r.unanswered(&c, rec)
 	default:
 		c.Phase, c.PID = worker.Exited, 0
 		c.ExitCode = int(t.ExitStatus)
@@ -276,6 +278,19 @@ func (r *Runtime) container(rec containers.Container, t *tasktypes.Process) work
 	}
 	c.Limits = cg.limits()
 	return c
+}
+
+// unanswered tells of a container whose shim did not answer containerd in time. On a busy machine that says nothing of the container: its processes do.
+func (r *Runtime) unanswered(c *worker.Container, rec containers.Container) {
+	c.PID = openCgroup(rec.Labels[cgroupLabel], r.host.unified).first()
+	switch {
+	case c.PID == 0:
+		c.Phase, c.ExitCode = worker.Lost, client.UnknownExitStatus
+	case c.StartedAt.IsZero():
+		c.Phase = worker.Created
+	default:
+		c.Phase = worker.Running
+	}
 }
 
 func userLabels(labels map[string]string) map[string]string {

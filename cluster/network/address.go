@@ -111,7 +111,7 @@ func Allocate(s Subnet, taken func(netip.Addr) bool, want, after netip.Addr) (ne
 // HostPrefixes lists the networks this machine already reaches, by its addresses and routes: blocks must not overlap them. Networks
 // of ours (links named after Config.Name) and default routes are left out.
 func (m *Manager) HostPrefixes() ([]netip.Prefix, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the host's links: %w", err)
 	}
@@ -127,14 +127,16 @@ func (m *Manager) HostPrefixes() ([]netip.Prefix, error) {
 			out = append(out, p.Masked())
 		}
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list the host's addresses: %w", err)
 	}
 	for _, a := range addrs {
 		add(a.LinkIndex, a.IPNet)
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list the host's routes: %w", err)
 	}
@@ -183,7 +185,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // addrOf reads a bridge's address; invalid when it has none.
 func addrOf(l netlink.Link) (netip.Prefix, error) {
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
 	}

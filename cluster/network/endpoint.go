@@ -242,7 +242,7 @@ func (m *Manager) wireOne(p wiring, host, ns *os.File) error {
 	} else if err != nil {
 		return fmt.Errorf("find it: %w", err)
 	}
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}

@@ -109,7 +109,7 @@ func (m *Manager) Prepare(ctx context.Context) (Neighbours, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return Neighbours{}, fmt.Errorf("list the host's links: %w", err)
 	}
@@ -121,6 +121,19 @@ func (m *Manager) Prepare(ctx context.Context) (Neighbours, error) {
 		return Neighbours{}, err
 	}
 	return m.EnsureForwarding(ctx)
+}
+
+// dumps bounds how often a list is asked for anew.
+const dumps = 20
+
+// whole asks the kernel for a list until nothing changed while it answered: a list that is not complete would have us take what is there for gone.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for n := 1; ; n++ {
+		all, err := list()
+		if n == dumps || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
 }
 
 // adopt learns the networks and endpoints that exist; those we were told of since New keep what was told.
@@ -175,7 +188,7 @@ func (m *Manager) EnsureNetwork(ctx context.Context, n Network) error {
 		}
 		delete(m.networks, n.ID) // someone deleted the link
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("make network %s: list the host's links: %w", n.ID, err)
 	}
@@ -232,7 +245,7 @@ func (m *Manager) setBridge(l netlink.Link, n Network) error {
 		return fmt.Errorf("make network %s: %w", n.ID, err)
 	}
 	want := netip.PrefixFrom(n.Gateway, n.Subnet.Bits())
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("make network %s: list addresses of %s: %w", n.ID, name, err)
 	}
@@ -279,7 +292,7 @@ func (m *Manager) clash(n Network, links []netlink.Link) error {
 			byIndex[l.Attrs().Index] = l.Attrs().Name
 		}
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("make network %s: list the host's addresses: %w", n.ID, err)
 	}
@@ -296,7 +309,7 @@ func (m *Manager) clash(n Network, links []netlink.Link) error {
 func (m *Manager) RemoveNetwork(ctx context.Context, id string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("remove network %s: list the host's links: %w", id, err)
 	}
@@ -343,7 +356,7 @@ type Stranger struct {
 
 // List reads what is there: for adoption after a restart of the agent, and for drift.
 func (m *Manager) List(ctx context.Context) (State, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return State{}, fmt.Errorf("list the host's links: %w", err)
 	}
@@ -483,7 +496,7 @@ func (m *Manager) mtu() int {
 		return m.cfg.MTU
 	}
 	mtu := 1500
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return mtu
 	}

@@ -44,7 +44,7 @@ func (m *Manager) Teardown(ctx context.Context) error {
 
 // deleteAllLinks deletes the host's ends of all endpoints, also of those that were being deleted, then the bridges.
 func (m *Manager) deleteAllLinks() error {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list the host's links: %w", err)
 	}

@@ -181,6 +181,9 @@ func (w *Worker) Run(ctx context.Context) error {
 		case <-wake.C:
 		case <-relist.C:
 			w.dirty = true
+			if w.told != "" {
+				w.published = nil // what could not be published is tried again
+			}
 			w.tidyLogs(view)
 			if _, err := w.cfg.Network.Prepare(ctx); err != nil && ctx.Err() == nil {
 				w.log.Error("check the node's network", "err", err)
