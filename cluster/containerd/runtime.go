@@ -11,8 +11,10 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
@@ -439,14 +441,41 @@ func (r *Runtime) RemoveAll(ctx context.Context) error {
 			return err
 		}
 	}
-	// runc's own directory for the namespace. Containers in it would be another agent's: then it stays.
-	_ = os.Remove(filepath.Join("/run/containerd/runc", r.o.Namespace))
+	if err := r.endShims(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join("/run/containerd/runc", r.o.Namespace)); err != nil {
+		return fmt.Errorf("remove the records of runc: %w", err)
+	}
 	if err := os.RemoveAll(r.o.StateDir); err != nil {
 		return fmt.Errorf("remove the state directory: %w", err)
 	}
 	r.mu.Lock()
 	clear(r.images)
 	r.mu.Unlock()
+	return nil
+}
+
+// endShims ends the shims of the namespace that nobody knows of any more: a containerd that died while it removed a container forgets it, and its shim
+// waits for ever. The containers themselves are gone by now.
+func (r *Runtime) endShims() error {
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, file := range lines {
+		line, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(line), "\x00-namespace\x00"+r.o.Namespace+"\x00") || !strings.Contains(string(line), "containerd-shim") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			continue
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("end the shim %d: %w", pid, err)
+		}
+	}
 	return nil
 }
 

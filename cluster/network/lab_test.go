@@ -194,15 +194,26 @@ func serveUDP(t *testing.T, path, name string, port int) {
 	}()
 }
 
-func dial(t *testing.T, path, to string) (net.Conn, error) {
+// patient is how long an answer may take that has to come, on a busy machine too; noWay is how long one is waited for that must not come.
+const (
+	patient = 10 * time.Second
+	noWay   = 700 * time.Millisecond
+)
+
+func dial(t *testing.T, path, to string, wait time.Duration) (net.Conn, error) {
 	t.Helper()
-	return within(t, path, func() (net.Conn, error) { return net.DialTimeout("tcp4", to, 700*time.Millisecond) })
+	return within(t, path, func() (net.Conn, error) { return net.DialTimeout("tcp4", to, wait) })
 }
 
 // ask connects from the namespace at path and gives who answers and the client's address that it saw.
 func ask(t *testing.T, path, to string) (who, from string, err error) {
 	t.Helper()
-	c, err := dial(t, path, to)
+	return askFor(t, path, to, patient)
+}
+
+func askFor(t *testing.T, path, to string, wait time.Duration) (who, from string, err error) {
+	t.Helper()
+	c, err := dial(t, path, to, wait)
 	if err != nil {
 		return "", "", err
 	}
@@ -211,7 +222,7 @@ func ask(t *testing.T, path, to string) (who, from string, err error) {
 }
 
 func hello(c net.Conn) (who, from string, err error) {
-	c.SetDeadline(time.Now().Add(3 * time.Second))
+	c.SetDeadline(time.Now().Add(patient))
 	b := make([]byte, 200)
 	n, err := c.Read(b)
 	if err != nil {
@@ -231,7 +242,7 @@ func mustAsk(t *testing.T, path, to, want string) {
 
 func mustFail(t *testing.T, path, to string) {
 	t.Helper()
-	if who, _, err := ask(t, path, to); err == nil {
+	if who, _, err := askFor(t, path, to, noWay); err == nil {
 		t.Errorf("ask %s from %s: answered by %q, want no way", to, filepath.Base(path), who)
 	}
 }

@@ -179,12 +179,14 @@ func askUDP(t *testing.T, ns, at string) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	return say(c)
+	return sayFor(c, patient)
 }
 
-func say(c net.Conn) string {
+func say(c net.Conn) string { return sayFor(c, 300*time.Millisecond) }
+
+func sayFor(c net.Conn, wait time.Duration) string {
 	b := make([]byte, 100)
-	c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+	c.SetDeadline(time.Now().Add(wait))
 	c.Write([]byte("x"))
 	n, _ := c.Read(b)
 	return string(b[:n])
@@ -214,12 +216,12 @@ func TestLabUDP(t *testing.T) {
 	svc.Backends = addrs("10.210.1.2")
 	publish(t, m, svc)
 	say(c) // may be told what became of the first
-	if got := say(c); got != "log.1" {
+	if got := sayFor(c, patient); got != "log.1" {
 		t.Errorf("answered by %q, want log.1", got)
 	}
 	svc.Backends = addrs("10.210.1.3")
 	publish(t, m, svc)
-	if got := say(c); got != "log.2" {
+	if got := sayFor(c, patient); got != "log.2" {
 		t.Errorf("answered by %q, want log.2", got)
 	}
 	svc.Backends = nil
@@ -268,6 +270,7 @@ func TestLabTeardownLeavesNothing(t *testing.T) {
 	if err := writeSysctl(forwardKey, "0"); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the uplink's addresses are settled", func() bool { return !strings.Contains(run(t, "", "ip", "-o", "addr"), "tentative") })
 	before := snapshot(t)
 	dir := t.TempDir()
 	cfg := Config{Name: "gl3x", RunDir: dir + "/run", StateDir: dir + "/state"}

@@ -165,7 +165,7 @@ func TestLabBackends(t *testing.T) {
 	t.Run("a backend taken out gets no new connection and keeps its old ones", func(t *testing.T) {
 		open := map[string]net.Conn{}
 		for range 3 {
-			c, err := dial(t, client, "192.0.2.1:8080")
+			c, err := dial(t, client, "192.0.2.1:8080", patient)
 			if err != nil {
 				t.Fatal(err)
 			}

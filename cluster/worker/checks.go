@@ -121,6 +121,10 @@ func (w *Worker) check(ctx context.Context, task string, of *checking, c converg
 		if ctx.Err() != nil {
 			return
 		}
+		if errors.Is(err, ErrUnavailable) { // the runtime could not be asked: that says nothing of the task
+			timer.Reset(c.Spec.Interval.Std())
+			continue
+		}
 		was := c.Health
 		c = c.Result(err == nil, time.Now())
 		if c.Health != was || err != nil {
