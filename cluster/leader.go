@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
-	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -141,7 +139,7 @@ func (l *leader) nextWake() time.Duration {
 // decide asks for a plan for the stacks that something changed for, or whose time came, and proposes it. It says whether the log moved.
 func (l *leader) decide(ctx context.Context, view *state.View) (bool, error) {
 	now := l.now()
-	names := l.due(view, now.Log)
+	names := reconcile.Due(view, l.decided, l.wakes, now.Log)
 	l.decided = view.Index
 	if len(names) == 0 {
 		return false, nil
@@ -155,35 +153,6 @@ func (l *leader) decide(ctx context.Context, view *state.View) (bool, error) {
 		return false, nil
 	}
 	return true, l.proposePlan(ctx, &plan, view)
-}
-
-// due lists the stacks to decide, sorted.
-func (l *leader) due(view *state.View, now time.Time) []string {
-	set := map[string]bool{}
-	all := l.decided == 0
-	for _, table := range []string{"stacks", "services", "tasks", "reports"} {
-		keys, complete := view.Since(l.decided, table)
-		all = all || !complete
-		for _, k := range keys {
-			name, _, _ := strings.Cut(k, "/")
-			set[name] = true
-		}
-	}
-	for _, table := range []string{"nodes", "networks"} { // a place for a task may have come free for any stack
-		keys, _ := view.Since(l.decided, table)
-		all = all || len(keys) > 0
-	}
-	if all {
-		for name := range view.Stacks.All() {
-			set[name] = true
-		}
-	}
-	for name, at := range l.wakes {
-		if !now.Before(at) {
-			set[name] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(set))
 }
 
 // proposePlan puts a plan into the log. Items that were refused are decided again: the view has moved.

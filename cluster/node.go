@@ -137,17 +137,27 @@ func (n *Node) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// leadTerm leads for one term. What fails for a while, as a full disk does, is tried again for as long as the term lasts.
 func (n *Node) leadTerm(ctx context.Context, term uint64) error {
-	l := newLeader(n, term)
-	err := l.run(ctx)
-	switch {
-	case ctx.Err() != nil:
-		return nil
-	case errors.Is(err, store.ErrNotLeader), errors.Is(err, store.ErrNoQuorum):
-		return nil // the term is over
+	for {
+		err := newLeader(n, term).run(ctx)
+		if ctx.Err() != nil || errors.Is(err, store.ErrNotLeader) {
+			return nil
+		}
+		if errors.Is(err, store.ErrHalted) {
+			return err
+		}
+		n.log.Error("the leader's work stopped; it begins again", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(leadAgain):
+		}
 	}
-	return err
 }
+
+// leadAgain is the pause before the leader's work begins again after an error.
+const leadAgain = time.Second
 
 // now is the time that the leader decides at.
 func (n *Node) now() reconcile.Now {
@@ -182,7 +192,7 @@ func (n *Node) propose(ctx context.Context, cmd state.Command) (state.Result, er
 	if err != nil {
 		return res, err
 	}
-	if len(res.Refused) > 0 && !res.Again {
+	if len(res.Refused) > 0 {
 		return res, errRefused
 	}
 	return res, nil

@@ -46,6 +46,7 @@ func (n *Node) Operate(ctx context.Context, op api.Operation) (api.Result, error
 				if res, err = l.operate(ctx, op); !errors.Is(err, errRefused) {
 					return err
 				}
+				op.ID += "+" // a try that was refused has its answer; the same request sent again goes through the same ids
 			}
 			return api.Conflictf("%s: it changed again and again meanwhile; try again", op.Kind)
 		})
@@ -60,7 +61,11 @@ func (n *Node) Operate(ctx context.Context, op api.Operation) (api.Result, error
 func (l *leader) change(ctx context.Context, op api.Operation, message string, items ...state.Item) (api.Result, error) {
 	now := l.now()
 	e := state.Event{Time: now.Wall.UTC(), Kind: string(op.Kind), Source: op.Source, Stack: op.Stack, Service: op.Service, Actor: op.Actor, Reason: state.Reason{ID: ReasonByPerson, Message: message}}
-	items = append(items, state.Item{state.Set(state.EventKey(now.Log, 0), e)})
+	event := state.Set(state.EventKey(now.Log, 0), e)
+	if len(items) == 0 {
+		items = []state.Item{{}}
+	}
+	items[0] = append(items[0], event) // told only if it happens
 	res, err := l.propose(ctx, state.Command{Request: "op/" + op.ID, Actor: op.Actor, Items: items})
 	return api.Result{Index: res.Index, Again: res.Again, Message: message}, err
 }

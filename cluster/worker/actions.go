@@ -119,8 +119,6 @@ func (w *Worker) performed(a converge.Action, m *memory, out outcome) {
 		m.Health, m.Why = state.HealthUnknown, ""
 	case converge.Remove, converge.Reap:
 		m.Network = out.err != nil
-	case converge.Kill:
-		m.Ends = append(m.Ends, time.Now())
 	}
 	if out.err == nil {
 		m.Trouble = nil

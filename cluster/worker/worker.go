@@ -115,6 +115,7 @@ type memory struct {
 	converge.Memory
 	check  *checking
 	images map[string]Image
+	ended  int // newest attempt whose end is among Ends
 }
 
 // New makes a worker. Nothing is touched until Run.
@@ -289,6 +290,11 @@ func (w *Worker) list(ctx context.Context) error {
 		w.containers = append(w.containers, observed(c))
 	}
 	slices.SortFunc(w.containers, compareContainers)
+	for _, c := range w.containers {
+		if m := w.remember(c.Task); c.Phase == converge.Exited && c.Attempt > m.ended {
+			m.ended, m.Ends = c.Attempt, append(m.Ends, c.Exited)
+		}
+	}
 	return nil
 }
 
