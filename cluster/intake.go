@@ -25,6 +25,7 @@ type intake struct {
 	reviews map[string]reconcile.Review
 	policy  string                      // hash of the policy that reviewed it
 	applied map[string][]policy.Applied // by stack: restrictions that nobody wrote
+	hashes  map[string]string           // by stack: what was reviewed
 }
 
 // tip takes in what a source points to now. It runs beside the loop: only the acceptance itself is the loop's.
@@ -61,7 +62,7 @@ func (l *leader) take(ctx context.Context, s state.Source, rev manifest.Revision
 		if err != nil {
 			return err
 		}
-		if have, err = l.review(ctx, loaded); err != nil {
+		if have, err = l.review(ctx, loaded, have); err != nil {
 			return err
 		}
 		if err := l.storeBlobs(loaded); err != nil {
@@ -92,15 +93,24 @@ func (n *Node) relation(ctx context.Context, s state.Source, commit string) (rec
 	return n.cfg.Sources.Relation(ctx, src, s.Accepted.Commit, commit)
 }
 
-// review hardens each stack of a revision, writes the defaults into it, and asks policy about it.
-func (n *Node) review(ctx context.Context, loaded *Loaded) (*intake, error) {
-	in := &intake{loaded: loaded, reviews: map[string]reconcile.Review{}, policy: n.cfg.Policy.Hash(), applied: map[string][]policy.Applied{}}
+// review hardens each stack of a revision, writes the defaults into it, and asks policy about it. A stack that the revision before had as well, and that policy
+// had nothing to say of, is not asked about again: a commit costs what it changes.
+func (n *Node) review(ctx context.Context, loaded *Loaded, before *intake) (*intake, error) {
+	in := &intake{loaded: loaded, reviews: map[string]reconcile.Review{}, policy: n.cfg.Policy.Hash(), applied: map[string][]policy.Applied{}, hashes: map[string]string{}}
 	for i := range loaded.Bundle.Stacks {
 		st := &loaded.Bundle.Stacks[i]
 		*st, in.applied[st.Name] = policy.Harden(*st, n.cfg.Harden)
 		st.Services = slices.Clone(st.Services)
 		for k := range st.Services {
 			manifest.Resolve(&st.Services[k])
+		}
+		hash := manifest.Hash(st)
+		in.hashes[st.Name] = hash
+		if before != nil && before.policy == in.policy && before.hashes[st.Name] == hash {
+			if r, known := before.reviews[st.Name]; known && !r.Deny && len(r.Findings) == 0 && r.Until.IsZero() {
+				in.reviews[st.Name] = r
+				continue
+			}
 		}
 		verdict, err := n.cfg.Policy.Review(ctx, policy.Input{Gate: policy.RevisionGate, Stack: *st, Now: n.cfg.Now()})
 		if ctx.Err() != nil {
@@ -227,7 +237,7 @@ func (l *leader) renew(ctx context.Context) error {
 		if in == nil {
 			continue
 		}
-		anew, err := l.review(ctx, in.loaded)
+		anew, err := l.review(ctx, in.loaded, nil)
 		if err != nil {
 			return err
 		}

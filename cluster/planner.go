@@ -20,7 +20,7 @@ func (n *Node) PlanBundle(ctx context.Context, b *manifest.Bundle) (api.Preview,
 	if _, ok := n.View().Sources.Get(b.Source); !ok {
 		return api.Preview{}, api.NotFoundf("source", b.Source, keys(n.View().Sources))
 	}
-	in, err := n.review(ctx, &Loaded{Bundle: b})
+	in, err := n.review(ctx, &Loaded{Bundle: b}, nil)
 	if err != nil {
 		return api.Preview{}, err
 	}
@@ -41,7 +41,7 @@ func (n *Node) PlanRevision(ctx context.Context, source, ref string) (api.Previe
 	if err != nil {
 		return api.Preview{}, api.Invalidf("%v", err)
 	}
-	in, err := n.review(ctx, loaded)
+	in, err := n.review(ctx, loaded, nil)
 	if err != nil {
 		return api.Preview{}, err
 	}
