@@ -335,7 +335,7 @@ func (w *Worker) reported(view *state.View, t state.Task) state.Report {
 // forget drops the memory of tasks that are not assigned any more.
 func (w *Worker) forget(assigned map[string]*converge.Assignment) {
 	for id, m := range w.memory {
-		if assigned[id] == nil && !m.Busy {
+		if assigned[id] == nil && !m.Busy && !m.Network { // what is left of a task is remembered until it is reaped
 			if m.check != nil {
 				m.check.stop()
 			}

@@ -159,15 +159,22 @@ func Next(in Input) Output {
 		rep.Node = in.Node
 		out.Reports[a.ID] = rep
 	}
-	out.Actions = append(out.Actions, reap(in, assigned)...)
+	out.reap(in, assigned)
 	return out
+}
+
+// wake asks to be asked again at that time, or earlier.
+func (out *Output) wake(at time.Time) {
+	if out.Wake.IsZero() || at.Before(out.Wake) {
+		out.Wake = at
+	}
 }
 
 // reap removes what is there of tasks that are not assigned here: containers and network namespaces. Nothing is taken for that before the node knows all that
 // was decided.
-func reap(in Input, assigned map[string]bool) []Action {
+func (out *Output) reap(in Input, assigned map[string]bool) {
 	if !in.Settled {
-		return nil
+		return
 	}
 	found := map[string][]string{}
 	for _, c := range in.Containers {
@@ -178,13 +185,19 @@ func reap(in Input, assigned map[string]bool) []Action {
 			found[task] = []string{}
 		}
 	}
-	var out []Action
 	for _, task := range slices.Sorted(maps.Keys(found)) {
-		if !assigned[task] && !in.Memory[task].Busy {
-			out = append(out, Action{Verb: Reap, Task: task, Containers: found[task]})
+		m := in.Memory[task]
+		if assigned[task] || m.Busy {
+			continue
 		}
+		if t := m.Trouble; t != nil {
+			if at := t.At.Add(backoff(task, t.Count, time.Second)); in.Now.Before(at) {
+				out.wake(at)
+				continue
+			}
+		}
+		out.Actions = append(out.Actions, Action{Verb: Reap, Task: task, Containers: found[task]})
 	}
-	return out
 }
 
 // node looks at one task.
@@ -202,11 +215,7 @@ func (n *node) do(v Verb, a Action) {
 	n.out.Actions = append(n.out.Actions, a)
 }
 
-func (n *node) wake(at time.Time) {
-	if n.out.Wake.IsZero() || at.Before(n.out.Wake) {
-		n.out.Wake = at
-	}
-}
+func (n *node) wake(at time.Time) { n.out.wake(at) }
 
 func ids(cs []Container) []string {
 	var out []string
@@ -216,17 +225,23 @@ func ids(cs []Container) []string {
 	return out
 }
 
-func (n *node) next() state.Report {
-	rep := state.Report{Ended: n.ending(), Attempt: n.a.Last.Attempt, Images: n.images(), Failures: n.a.Last.Failures, ExitCode: n.a.Last.ExitCode}
-	attempt := 0
-	for _, c := range n.all {
+// newest are the containers of the newest attempt, and its number; 0 = there is none.
+func newest(all []Container) (cur []Container, attempt int) {
+	for _, c := range all {
 		attempt = max(attempt, c.Attempt)
 	}
-	for _, c := range n.all {
+	for _, c := range all {
 		if c.Attempt == attempt {
-			n.cur = append(n.cur, c)
+			cur = append(cur, c)
 		}
 	}
+	return cur, attempt
+}
+
+func (n *node) next() state.Report {
+	rep := state.Report{Ended: n.ending(), Attempt: n.a.Last.Attempt, Images: n.images(), Failures: n.a.Last.Failures, ExitCode: n.a.Last.ExitCode}
+	var attempt int
+	n.cur, attempt = newest(n.all)
 	if attempt > 0 {
 		rep.Attempt, rep.Failures = attempt, max(rep.Failures, n.cur[0].Failures)
 	}

@@ -110,15 +110,7 @@ func Drifts(in Input) map[string][]state.Drift {
 			continue
 		}
 		n := node{in: &in, a: a, mem: in.Memory[a.ID], all: byTask[a.ID]}
-		attempt := 0
-		for _, c := range n.all {
-			attempt = max(attempt, c.Attempt)
-		}
-		for _, c := range n.all {
-			if c.Attempt == attempt {
-				n.cur = append(n.cur, c)
-			}
-		}
+		n.cur, _ = newest(n.all)
 		if d := n.compare(); len(d) > 0 {
 			out[a.ID] = d
 		}
