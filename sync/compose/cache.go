@@ -114,12 +114,13 @@ func (l *loading) settingsKey(p plan) string {
 		Vars                 map[string]string
 		Profiles             []string
 		Defaults             defaultsEntry
-		DefaultsLine         int
+		Policy               string
+		Lines                []int // of what holds for all stacks
 		Cluster, DataRoot    string
 		Source, SettingsPath string
 		Limits               Limits
 	}{p.name, p.dir, problem, p.files, p.entry, p.line, p.declared, l.vars(p.entry, nil), l.profiles(p.entry), l.settings.Defaults,
-		l.settings.line("defaults", -1), l.opts.Cluster, l.settings.DataRoot, l.opts.Source, l.settingsPath(), l.opts.Limits})
+		l.settings.Policy, []int{l.settings.line("defaults", -1), l.settings.line("policy", -1), l.settings.line("dataRoot", -1)}, l.opts.Cluster, l.settings.DataRoot, l.opts.Source, l.settingsPath(), l.opts.Limits})
 	if err != nil {
 		panic(err) // plain strings, numbers and maps
 	}

@@ -24,6 +24,7 @@ type converter struct {
 	blobs   map[string]manifest.BlobRef
 	out     *manifest.Stack
 	shared  map[string]bool // real names of volumes marked storage: shared
+	perTask map[string]bool // keys of volumes that each task has its own of
 	used    map[string]bool // networks that a service joins
 }
 
@@ -37,7 +38,7 @@ type part struct {
 func (c *converter) stack() *manifest.Stack {
 	c.out = &manifest.Stack{Name: c.project.Name,
 		Dir: c.plan.dir, Files: c.plan.files, Origins: map[string]manifest.Pos{}, SecretValues: map[string][]byte{}}
-	c.shared, c.used = map[string]bool{}, map[string]bool{}
+	c.shared, c.perTask, c.used = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	c.out.Origins[""] = manifest.Pos{File: c.plan.files[0]}
 	c.settings()
 	c.volumes()
@@ -127,15 +128,33 @@ func (c *converter) settings() {
 	if s.Policy = e.Policy; s.Policy == "" {
 		s.Policy = c.loader.settings.Policy
 	}
-	for _, root := range []string{c.loader.settings.DataRoot, x.DataRoot, e.DataRoot} {
+	c.fromSettings("policy", e.Policy != "")
+	if root := c.loader.settings.DataRoot; root != "" {
+		s.DataRoot = path.Join(root, s.Name) // stacks that both have ./data share nothing
+	}
+	for _, root := range []string{x.DataRoot, e.DataRoot} {
 		if root != "" {
 			s.DataRoot = root
 		}
+	}
+	if c.fromSettings("dataRoot", e.DataRoot != ""); x.DataRoot != "" && e.DataRoot == "" {
+		s.Origins["dataRoot"] = pos
 	}
 	if r := x.DataRoot; r != "" && (!path.IsAbs(r) || path.Clean(r) != r || r == "/") {
 		c.errorf("extension", pos, "dataRoot is %q; want an absolute directory without . and .., other than /", r)
 	}
 	s.RollbackStack = e.Rollback == "stack" || e.Rollback == "" && x.Rollback == "stack"
+}
+
+// fromSettings notes where gitops.yaml says something for the stack: in its entry, else for all stacks.
+func (c *converter) fromSettings(key string, entry bool) {
+	pos := manifest.Pos{File: c.loader.settingsPath(), Line: c.plan.line}
+	if !entry {
+		pos.Line = c.loader.settings.line(key, -1)
+	}
+	if pos.Line > 0 {
+		c.out.Origins[key] = pos
+	}
 }
 
 // service converts one Compose service.
@@ -148,6 +167,7 @@ func (c *converter) service(in types.ServiceConfig) *part {
 		c.out.RollbackStack = true
 	}
 	c.origins(in)
+	c.values(in)
 	k := manifest.Container{
 		Name: name, Image: c.image(in), Platform: c.platform(in), Runtime: c.shim(in), PullPolicy: c.pullPolicy(in),
 		WorkingDir: in.WorkingDir, User: in.User, Groups: in.GroupAdd, ContainerName: in.ContainerName,
@@ -181,7 +201,7 @@ func (c *converter) service(in types.ServiceConfig) *part {
 		s.ExtraHosts = nil
 	}
 	if in.StopGracePeriod != nil {
-		s.StopGrace = manifest.Duration(*in.StopGracePeriod)
+		s.StopGrace = max(c.span(name, "stop_grace_period", *in.StopGracePeriod), 1) // 0 is the default; the least there is kills as soon
 	}
 	c.namespaces(in, s)
 	c.deploy(in, s)
@@ -306,10 +326,22 @@ func (c *converter) security(in types.ServiceConfig) (opts []string, noNewPrivs 
 			}
 			continue
 		case "seccomp":
-			if value != "unconfined" && value != "builtin" {
+			if value == "builtin" {
+				continue // Docker's word for the default
+			}
+			if value != "unconfined" {
 				c.refuse(in.Name, "security_opt", "%q: a seccomp profile of your own is not read here; leave it out for the default one", o)
 			}
-		case "apparmor", "label", "systempaths":
+		case "label":
+			if value != "disable" {
+				c.notice(in.Name, "security_opt", "security_opt: %q has no effect here: containers get no SELinux labels", o)
+			}
+			continue
+		case "systempaths":
+			if value != "unconfined" {
+				c.refuse(in.Name, "security_opt", "%q: want systempaths=unconfined", o)
+			}
+		case "apparmor":
 		default:
 			c.refuse(in.Name, "security_opt", "%q is not known; want no-new-privileges, seccomp, apparmor, label or systempaths", o)
 		}

@@ -45,7 +45,9 @@ func (c *converter) deploy(in types.ServiceConfig, s *manifest.Service) {
 		}
 	}
 	switch d.EndpointMode {
-	case "", "vip":
+	case "":
+	case "vip":
+		c.notice(in.Name, "deploy.endpoint_mode", "endpoint_mode: vip is taken as dnsrr: the service's name leads to the addresses of its healthy tasks")
 	case "dnsrr":
 		s.Endpoint = "dnsrr"
 	default:
@@ -236,6 +238,17 @@ func (c *converter) resources(in types.ServiceConfig) manifest.Resources {
 		v := int64(in.MemSwappiness)
 		r.Swappiness = &v
 	}
+	if in.CPUPeriod != 0 && in.CPUQuota == 0 {
+		c.notice(in.Name, "cpu_period", "cpu_period has no effect without cpu_quota; cpus: 0.5 says both in one")
+	}
+	for key, set := range map[string]bool{"mem_swappiness": r.Swappiness != nil, "oom_kill_disable": r.OOMKillDisable} {
+		if set {
+			c.notice(in.Name, key, "%s has no effect on machines with cgroup v2, which has no such switch", key)
+		}
+	}
+	if len(reserve.GenericResources) > 0 {
+		c.notice(in.Name, "deploy.resources.reservations.generic_resources", "generic_resources are not counted here: they keep no task from starting")
+	}
 	for _, g := range reserve.GenericResources {
 		if spec := g.DiscreteResourceSpec; spec != nil {
 			if r.Generic == nil {
@@ -393,6 +406,10 @@ func (c *converter) dependencies(in types.ServiceConfig, s *manifest.Service) {
 				c.add(manifest.Error, "depends-on-unknown", pos, in.Name, "it depends on the service %q, which the stack does not have", name)
 			}
 			continue
+		}
+		if d.Restart && c.written("services", in.Name, "depends_on", name, "restart") { // compose-go adds it to what links imply
+			c.notice(in.Name, "depends_on."+name+".restart", "depends_on.%s.restart has no effect here: the service goes on when %s is replaced; "+
+				"its program has to connect again, or gitopsctl restart makes it", name, name)
 		}
 		dep := manifest.Dependency{Service: name, Condition: manifest.Condition(d.Condition), Restart: d.Restart, Optional: !d.Required}
 		switch dep.Condition {

@@ -31,6 +31,18 @@ func (c *converter) volumes() {
 					"for shared storage use the local driver with NFS options", in.Driver, key)
 			v.Options = nil
 		}
+		c.driverOptions(key, v.Options)
+		if found := swarmTemplate.FindString(v.Name); found != "" {
+			name, _ := c.locate("volumes", key, "name")
+			if strings.Contains(v.Name, ".Task.") {
+				c.add(manifest.Notice, "volume-template", name, "", "%s: each task has a volume of its own, kept with its slot, and no name for it", found)
+				c.perTask[key] = true
+				continue
+			}
+			in.Name = c.out.Name + "_" + key
+			v.Name, c.project.Volumes[key] = in.Name, in
+			c.add(manifest.Notice, "volume-template", name, "", "%s: Swarm's templates are not filled in here, so the volume is called %s", found, v.Name)
+		}
 		if v.Options["type"] == "none" && strings.Contains(v.Options["o"], "bind") {
 			device := v.Options["device"]
 			if _, ours := c.tree.rel(device); ours && !c.hosts[device] || !path.IsAbs(device) {
@@ -110,6 +122,10 @@ func (c *converter) mount(in types.ServiceConfig, v types.ServiceVolumeConfig, s
 			return fail("the volume %q is not declared under the top-level volumes:; declare it, or write ./%s to mean a path",
 				v.Source, v.Source)
 		}
+		if c.perTask[v.Source] {
+			m.Kind = manifest.MountAnonymous
+			return m, true
+		}
 		m.Kind, m.Source = manifest.MountVolume, decl.Name
 		m.Shared = m.Shared || c.shared[decl.Name]
 		return m, true
@@ -137,6 +153,9 @@ func (c *converter) bind(in types.ServiceConfig, v types.ServiceVolumeConfig, m 
 		return m, true
 	}
 	if v.Bind != nil {
+		if v.Bind.Recursive == "readonly" && !v.ReadOnly {
+			c.add(manifest.Error, "volume", pos, in.Name, "bind.recursive: readonly at %s needs read_only: true", m.Target)
+		}
 		m.Propagation, m.Recursive = v.Bind.Propagation, v.Bind.Recursive
 	}
 	name, ours := c.tree.rel(source)
@@ -192,7 +211,7 @@ func (c *converter) data(in types.ServiceConfig, m manifest.Mount, name string, 
 		c.add(manifest.Error, "volume", pos, in.Name, "x-gitops: seed: %s is not in the repository, so there is nothing to copy", name)
 		return m, false
 	}
-	if slices.Contains(configEndings, path.Ext(name)) {
+	if slices.Contains(configEndings, path.Ext(name)) || slices.Contains(configEndings, path.Ext(m.Target)) {
 		c.add(manifest.Notice, "data-like-file", pos, in.Name,
 			"%s looks like a file but is not in the repository: it is kept as a directory that starts empty; "+
 				"commit the file if %s is to have it", name, m.Target)
@@ -276,6 +295,7 @@ func (c *converter) config(service string, use types.ServiceConfigObjConfig) (ma
 	if !path.IsAbs(target) {
 		target = "/" + target
 	}
+	c.numbers(service, "configs."+use.Source, "the config "+use.Source, use.UID, use.GID)
 	m := manifest.Mount{Kind: manifest.MountContent, Target: path.Clean(target), ReadOnly: true, UID: use.UID, GID: use.GID, Mode: 0o444}
 	if use.Mode != nil {
 		m.Mode = uint32(*use.Mode) & 0o7777
@@ -418,6 +438,7 @@ func (c *converter) secretUses(in types.ServiceConfig) []manifest.SecretUse {
 		if use.Mode != nil {
 			u.Mode = uint32(*use.Mode) & 0o7777
 		}
+		c.numbers(in.Name, "secrets."+use.Source, "the secret "+use.Source, use.UID, use.GID)
 		c.at(in.Name+".secrets["+u.Target+"]", "services", in.Name, "secrets", use.Source)
 		out = append(out, u)
 	}

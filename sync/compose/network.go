@@ -25,7 +25,11 @@ func (c *converter) networks() {
 			c.errorf("network", pos, "networks."+key+": "+format, args...)
 		}
 		switch in.Driver {
-		case "", "bridge", "overlay", "default", "null", "host":
+		case "", "bridge", "overlay", "default":
+		case "host":
+			refuse("driver", "there is one such network, and it is no stack's own: write network_mode: host in the services")
+		case "null":
+			refuse("driver", "there is one such network, and it is no stack's own: write network_mode: none in the services")
 		default:
 			refuse("driver", "the driver %s is not here; leave it out for a network of containers", in.Driver)
 		}

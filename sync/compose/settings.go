@@ -29,7 +29,7 @@ type settings struct {
 	Prune    pruneEntry              `yaml:"prune" doc:"What happens to stacks and services that are no longer here."`
 	Defaults defaultsEntry           `yaml:"defaults" doc:"Limits for containers whose file sets none."`
 	Policy   string                  `yaml:"policy" enum:"enforce warn off" doc:"How policy findings are taken, where the stack does not say."`
-	DataRoot string                  `yaml:"dataRoot" doc:"Absolute directory of the host for relative paths that are not in the repository."`
+	DataRoot string                  `yaml:"dataRoot" doc:"Absolute directory of the host for relative paths that are not in the repository. Each stack has a directory of its name in it."`
 
 	file  string
 	lines *yaml.Node
@@ -70,7 +70,7 @@ type clusterEntry struct {
 type pruneEntry struct {
 	Enabled *bool `yaml:"enabled" doc:"false: nothing is removed. Default true."`
 	Budget  int   `yaml:"budget" min:"1" max:"100" doc:"Percent of the stacks or services that one revision may remove unasked. Default 50."`
-	Volumes bool  `yaml:"volumes" doc:"true: the volumes of a removed stack go with it. Default false."`
+	Volumes bool  `yaml:"volumes" doc:"No effect: the volumes of a removed stack are always kept."`
 }
 
 type defaultsEntry struct {
@@ -127,6 +127,12 @@ func (l *loading) readSettings() error {
 	}
 	if len(faults) == 0 {
 		l.settings = s
+	}
+	if s.Prune.Volumes {
+		_, prune := entry(root, "prune")
+		key, _ := entry(target(prune), "volumes")
+		l.problems = append(l.problems, manifest.Problem{Severity: manifest.Notice, Rule: "key-no-effect", File: file, Line: key.Line,
+			Message: "prune.volumes has no effect here: the volumes of a removed stack are kept; `gitopsctl get volumes` lists them, and they are removed by hand"})
 	}
 	return nil
 }
@@ -246,16 +252,21 @@ func bounds(n *yaml.Node, f reflect.StructField, at string) []*fault {
 
 // suggest says what an unknown key may have been meant to be.
 func suggest(key string, known []string) string {
+	if best := nearest(key, known); best != "" {
+		return fmt.Sprintf("did you mean %s?", best)
+	}
+	return "known are: " + strings.Join(known, ", ")
+}
+
+// nearest is the known word that a key is a slip of the pen away from; empty when there is none.
+func nearest(key string, known []string) string {
 	best, distance := "", 3
 	for _, k := range known {
 		if d := edits(strings.ToLower(key), strings.ToLower(k)); d < distance {
 			best, distance = k, d
 		}
 	}
-	if best != "" {
-		return fmt.Sprintf("did you mean %s?", best)
-	}
-	return "known are: " + strings.Join(known, ", ")
+	return best
 }
 
 // edits is the Levenshtein distance.
@@ -350,10 +361,9 @@ func (s *settings) excluded(dir string) bool {
 // bundle is the part that concerns the source as a whole.
 func (s *settings) bundle() manifest.Settings {
 	return manifest.Settings{
-		PruneOff:     s.Prune.Enabled != nil && !*s.Prune.Enabled,
-		PruneBudget:  s.Prune.Budget,
-		PolicyLevel:  s.Policy,
-		VolumesPrune: s.Prune.Volumes,
+		PruneOff:    s.Prune.Enabled != nil && !*s.Prune.Enabled,
+		PruneBudget: s.Prune.Budget,
+		PolicyLevel: s.Policy,
 	}
 }
 

@@ -19,7 +19,13 @@ type variables struct {
 	values  map[string]string
 	missing map[string]lack // ${X:?}: nothing works without it
 	unset   map[string]lack // ${X}: becomes nothing
+	grown   *int            // bytes that all texts expanded to so far
 }
+
+// maxExpanded bounds what variables expand to, in bytes: a few lines that name each other would else fill the memory.
+const maxExpanded = 4 << 20
+
+var errExpanded = fmt.Errorf("the variables expand to more than %d MiB; name fewer of them, or shorter ones", maxExpanded>>20)
 
 // lack is a variable that has no value, and the first place that asks for it.
 type lack struct {
@@ -28,12 +34,12 @@ type lack struct {
 }
 
 func newVariables(values map[string]string) *variables {
-	return &variables{values: values, missing: map[string]lack{}, unset: map[string]lack{}}
+	return &variables{values: values, missing: map[string]lack{}, unset: map[string]lack{}, grown: new(int)}
 }
 
 // with is the same record for other values.
 func (v *variables) with(values map[string]string) *variables {
-	return &variables{values: values, missing: v.missing, unset: v.unset}
+	return &variables{values: values, missing: v.missing, unset: v.unset, grown: v.grown}
 }
 
 func (v *variables) lookup(name string) (string, bool) {
@@ -61,7 +67,11 @@ func (v *variables) expand(s string, pos manifest.Pos) (string, error) {
 		return s, nil
 	}
 	x := expander{vars: v, pos: pos, text: s}
-	return x.run(s)
+	out, err := x.run(s)
+	if *v.grown += len(out); err == nil && *v.grown > maxExpanded {
+		return "", errExpanded
+	}
+	return out, err
 }
 
 // substitute is expand in the form that compose-go calls. All that is missing was recorded before.
@@ -108,6 +118,9 @@ func (x *expander) run(s string) (string, error) {
 		}
 		b.WriteString(s[:i])
 		s = s[i+1:]
+		if b.Len() > maxExpanded {
+			return "", errExpanded
+		}
 		switch {
 		case strings.HasPrefix(s, "$"):
 			b.WriteByte('$')
@@ -281,6 +294,9 @@ var dotenvLine = regexp.MustCompile(`line (\d+)`)
 
 // parseEnv reads a file of KEY=VALUE lines. The parser's own message is not passed on: it quotes values.
 func parseEnv(file string, data []byte, into map[string]string, format string, lookup func(string) (string, bool)) *fault {
+	if line := explodes(data); line > 0 {
+		return faultf(line, "env-file", "%v", errExpanded)
+	}
 	err := dotenv.ParseWithFormat(strings.NewReader(string(data)), "", into, lookup, format)
 	if err == nil {
 		return nil
@@ -297,4 +313,29 @@ func parseEnv(file string, data []byte, into map[string]string, format string, l
 			"env-file", "a required variable (${NAME:?}) has no value; set it in an earlier line, or under vars: in gitops.yaml")
 	}
 	return faultf(line, "env-file", "the line is not NAME=VALUE")
+}
+
+var (
+	envName = regexp.MustCompile(`^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=`)
+	envUse  = regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)`)
+)
+
+// explodes finds the line of an env_file by which its variables, that name each other, may expand to more than maxExpanded. The parser has no bound of its own.
+// It counts too much where quotes keep a variable from being read, which no honest file notices.
+func explodes(data []byte) int {
+	size, name, total := map[string]int{}, "", 0
+	for i, line := range strings.Split(string(data), "\n") {
+		more := len(line)
+		for _, use := range envUse.FindAllStringSubmatch(line, -1) {
+			more += size[use[1]]
+		}
+		if m := envName.FindStringSubmatch(line); m != nil {
+			name, size[m[1]] = m[1], 0
+		}
+		size[name] += more // a line without a name goes on with the value before
+		if total += more; total > maxExpanded {
+			return i + 1
+		}
+	}
+	return 0
 }

@@ -2,8 +2,10 @@ package manifest_test
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -162,4 +164,34 @@ func TestValuesRefused(t *testing.T) {
 	if got := manifest.Duration(90 * time.Second).String(); got != "1m30s" {
 		t.Error(got)
 	}
+}
+
+// FuzzValues: whatever text reads as a value is written as one that reads as the same.
+func FuzzValues(f *testing.F) {
+	for _, s := range []string{"1m30s", "64MiB", "-8589934592GiB", "0.000000001", "-1000000000.5", ".", "-.5", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		again := func(v, w interface {
+			encoding.TextUnmarshaler
+			encoding.TextMarshaler
+		}) {
+			if v.UnmarshalText([]byte(text)) != nil {
+				return
+			}
+			written, err := v.MarshalText()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.UnmarshalText(written); err != nil {
+				t.Fatalf("%q is written as %q, which does not read: %v", text, written, err)
+			}
+			if !reflect.DeepEqual(v, w) {
+				t.Errorf("%q reads as %v, and what that writes as %v", text, v, w)
+			}
+		}
+		again(new(manifest.Duration), new(manifest.Duration))
+		again(new(manifest.Bytes), new(manifest.Bytes))
+		again(new(manifest.CPU), new(manifest.CPU))
+	})
 }

@@ -62,10 +62,9 @@ func (r Revision) String() string {
 
 // Settings are what gitops.yaml says for the whole source.
 type Settings struct {
-	PruneOff     bool   `json:"pruneOff,omitzero"`     // nothing is removed when Git no longer names it
-	PruneBudget  int    `json:"pruneBudget,omitzero"`  // percent of a source's stacks or services one revision may remove unasked; 0 = the default of 50
-	PolicyLevel  string `json:"policyLevel,omitempty"` // default for stacks: see Stack.Policy
-	VolumesPrune bool   `json:"volumesPrune,omitzero"` // removed stacks take their named volumes with them
+	PruneOff    bool   `json:"pruneOff,omitzero"`     // nothing is removed when Git no longer names it
+	PruneBudget int    `json:"pruneBudget,omitzero"`  // percent of a source's stacks or services one revision may remove unasked; 0 = the default of 50
+	PolicyLevel string `json:"policyLevel,omitempty"` // default for stacks: see Stack.Policy
 }
 
 // Stack is one Compose project.
@@ -326,7 +325,7 @@ type Mount struct {
 	Subpath     string `json:"subpath,omitempty"`     // of a volume
 	Propagation string `json:"propagation,omitempty"` // bind
 	MustExist   bool   `json:"mustExist,omitzero"`    // bind in the long form: a missing host path is an error, not created
-	Recursive   string `json:"recursive,omitempty"`   // bind
+	Recursive   string `json:"recursive,omitempty"`   // bind: what is mounted below comes along, writable; disabled = it does not; readonly = it is read-only too
 	Size        Bytes  `json:"size,omitzero"`         // tmpfs
 	Options     string `json:"options,omitempty"`     // tmpfs: further mount options
 	Shared      bool   `json:"shared,omitzero"`       // x-gitops: storage: shared — not local data
@@ -394,7 +393,7 @@ const (
 type Dependency struct {
 	Service   string    `json:"service"`
 	Condition Condition `json:"condition"`
-	Restart   bool      `json:"restart,omitzero"`  // restart with the dependency when that is replaced
+	Restart   bool      `json:"restart,omitzero"`  // as written; nothing follows from it, which a Problem tells
 	Optional  bool      `json:"optional,omitzero"` // required: false
 }
 
@@ -470,8 +469,8 @@ type Resources struct {
 	CPU            CPU              `json:"cpu,omitzero"` // limit
 	CPUShares      uint64           `json:"cpuShares,omitzero"`
 	CPUSet         string           `json:"cpuset,omitempty"`
-	Pids           int64            `json:"pids,omitzero"` // limit; -1 = none
-	ReserveMemory  Bytes            `json:"reserveMemory,omitzero"`
+	Pids           int64            `json:"pids,omitzero"`          // limit; -1 = none
+	ReserveMemory  Bytes            `json:"reserveMemory,omitzero"` // what the scheduler counts, and what the kernel leaves when memory is short
 	ReserveCPU     CPU              `json:"reserveCPU,omitzero"`
 	Generic        map[string]int64 `json:"generic,omitempty"`
 	ShmSize        Bytes            `json:"shmSize,omitzero"`

@@ -1,6 +1,9 @@
 package manifest
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Defaults of Compose and Swarm (docs: compose-spec "deploy", SwarmKit's defaults), written into each service by [Resolve].
 const (
@@ -40,11 +43,8 @@ func Resolve(s *Service) {
 	}
 	for i := range s.Containers {
 		c := &s.Containers[i]
-		if h := c.Health; h != nil && !h.Disabled {
-			h.resolve()
-		}
 		if c.Probe != nil {
-			c.Probe.Timing.resolve()
+			c.Probe.Timing = c.Probe.Timing.WithDefaults(nil)
 		}
 		if c.Resources.Pids == 0 {
 			c.Resources.Pids = DefaultPids
@@ -58,17 +58,19 @@ func Resolve(s *Service) {
 	}
 }
 
-func (h *Health) resolve() {
-	if h.Interval == 0 {
-		h.Interval = DefaultInterval
+// WithDefaults is the check with what it leaves out: taken from the image's check, where there is one, as a Docker engine does, else Compose's defaults.
+// [Resolve] leaves a container's check as it was written, because the image is known only where it runs.
+func (h Health) WithDefaults(image *Health) Health {
+	if image == nil {
+		image = &Health{}
 	}
-	if h.Timeout == 0 {
-		h.Timeout = DefaultTimeout
+	if len(h.Test) == 0 {
+		h.Test = image.Test
 	}
-	if h.StartInterval == 0 {
-		h.StartInterval = DefaultStartPoll
-	}
-	if h.Retries == 0 {
-		h.Retries = DefaultRetries
-	}
+	h.Interval = cmp.Or(h.Interval, image.Interval, DefaultInterval)
+	h.Timeout = cmp.Or(h.Timeout, image.Timeout, DefaultTimeout)
+	h.StartPeriod = cmp.Or(h.StartPeriod, image.StartPeriod)
+	h.StartInterval = cmp.Or(h.StartInterval, image.StartInterval, DefaultStartPoll)
+	h.Retries = cmp.Or(h.Retries, image.Retries, DefaultRetries)
+	return h
 }

@@ -14,6 +14,7 @@ import (
 const (
 	MaxStackName   = 63
 	MaxServiceName = 63
+	MaxObjectName  = 200 // of a volume, whose directory has it, a network and an external secret
 )
 
 var (
@@ -59,13 +60,26 @@ func (v *validator) names() {
 	for i := range s.Networks {
 		n := &s.Networks[i]
 		v.networks[n.Name] = n
+		v.object("network", "networks."+n.Key, n.Name)
 		v.network(n)
 	}
 	for _, vol := range s.Volumes {
 		v.volumes[vol.Name] = true
+		v.object("volume", "volumes."+vol.Key, vol.Name)
 	}
 	for _, sec := range s.Secrets {
 		v.secrets[sec.Name] = true
+		if sec.External && sec.Name != s.Name+"/"+sec.Key {
+			v.object("secret", "secrets."+sec.Key, sec.Name)
+		}
+	}
+}
+
+// object checks the real name of what is kept outside of the stack, where a / or .. in it would lead to what is not the stack's.
+func (v *validator) object(kind, at, name string) {
+	if !serviceName.MatchString(name) || len(name) > MaxObjectName {
+		v.add("object-name", "", at, "the name %q of the %s must be of letters, digits, ., - and _, begin with a letter or digit and have at most %d characters",
+			name, kind, MaxObjectName)
 	}
 }
 
@@ -117,6 +131,7 @@ func (v *validator) service(s *Service) {
 	for _, a := range s.Networks {
 		v.attachment(s, a)
 	}
+	v.lookups(s)
 	if s.NetworkMode != "" && len(s.Networks) > 0 {
 		v.add("network-mode", name, name+".networkMode", "network_mode %s and networks exclude each other; keep one of them", s.NetworkMode)
 	}
@@ -136,6 +151,26 @@ func (v *validator) service(s *Service) {
 	}
 	v.update(s)
 }
+
+// lookups checks what ends up in a container's resolv.conf, hosts file and host name.
+func (v *validator) lookups(s *Service) {
+	if n := s.Hostname; n != "" && !strings.Contains(n, "{{") && (!serviceName.MatchString(n) || len(n) > 64) {
+		v.add("container-value", s.Name, s.Name+".hostname", "the host name %q must be of letters, digits, ., - and _ and have at most 64 characters", n)
+	}
+	for _, w := range slices.Concat(s.DNS.Search, s.DNS.Options) {
+		if strings.ContainsFunc(w, blank) {
+			v.add("container-value", s.Name, s.Name+".dns", "%q can't be written into resolv.conf; write one word for each search domain and option", w)
+		}
+	}
+	for _, h := range s.ExtraHosts {
+		if name, _, _ := strings.Cut(h, "="); name == "" || strings.ContainsFunc(name, blank) {
+			v.add("container-value", s.Name, s.Name+".extraHosts", "the extra host %q must be a name and an address, as db=10.0.0.5", h)
+		}
+	}
+}
+
+// blank finds what separates words in the files of a container, and bytes that end them.
+func blank(r rune) bool { return r <= ' ' || r == 0x7f }
 
 func (v *validator) update(s *Service) {
 	for i, u := range []UpdatePolicy{s.Update, s.Rollback} {
@@ -171,9 +206,13 @@ func (v *validator) container(s *Service, c *Container) {
 			v.add("volume-unknown", s.Name, at, "the volume %q is not declared under the top-level volumes:", m.Source)
 		}
 	}
+	v.process(s, c)
 	secrets := map[string]bool{}
 	for _, u := range c.Secrets {
 		at := c.Name + ".secrets[" + u.Target + "]"
+		if !strings.HasPrefix(u.Target, "/") || strings.Contains(u.Target+"/", "/../") {
+			v.add("mount-target", s.Name, at, "the target %q of a secret must be a name, or an absolute path without ..", u.Target)
+		}
 		if secrets[u.Target] || targets[u.Target] {
 			v.add("mount-twice", s.Name, at, "two mounts have the target %s; remove one of them", u.Target)
 		}
@@ -183,6 +222,29 @@ func (v *validator) container(s *Service, c *Container) {
 		}
 	}
 	v.resources(s, c)
+}
+
+// process checks what the kernel or the runtime would refuse only when the container is made.
+func (v *validator) process(s *Service, c *Container) {
+	for _, name := range slices.Sorted(maps.Keys(c.Env)) {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(c.Env[name], "\x00") {
+			v.add("container-value", s.Name, c.Name+".env["+name+"]", "the variable %q can't be set: its name is empty or has a = in it, or a NUL byte is in it", name)
+		}
+	}
+	if strings.ContainsFunc(c.User, blank) || strings.Count(c.User, ":") > 1 {
+		v.add("container-value", s.Name, c.Name+".user", "the user %q must be a name or a number, with a group behind a colon or without", c.User)
+	}
+	if c.WorkingDir != "" && !strings.HasPrefix(c.WorkingDir, "/") {
+		v.add("container-value", s.Name, c.Name+".workingDir", "the working directory %q must be an absolute path", c.WorkingDir)
+	}
+	if n := c.ContainerName; n != "" && (!serviceName.MatchString(n) || len(n) > MaxServiceName) {
+		v.add("container-value", s.Name, c.Name+".containerName",
+			"the container_name %q must be of letters, digits, ., - and _, begin with a letter or digit and have at most %d characters", n, MaxServiceName)
+	}
+	const least = Duration(1e6) // as in Docker
+	if h := c.Health; h != nil && (h.Interval != 0 && h.Interval < least || h.Timeout != 0 && h.Timeout < least || h.StartInterval != 0 && h.StartInterval < least) {
+		v.add("container-value", s.Name, c.Name+".health", "an interval or timeout of the health check is below 1ms")
+	}
 }
 
 func (v *validator) resources(s *Service, c *Container) {
@@ -216,6 +278,11 @@ func (v *validator) attachment(s *Service, a Attachment) {
 	if n == nil {
 		v.add("network-unknown", s.Name, at, "the network %q is not declared under the top-level networks:", a.Network)
 		return
+	}
+	for _, alias := range a.Aliases {
+		if !serviceName.MatchString(alias) {
+			v.add("container-value", s.Name, at, "the alias %q must be of letters, digits, ., - and _, and begin with a letter or digit", alias)
+		}
 	}
 	if a.IPv4 == "" {
 		return

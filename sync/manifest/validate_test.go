@@ -46,6 +46,14 @@ func TestValidate(t *testing.T) {
 		{"stack name", "stack-name", "", func(s *manifest.Stack) { s.Name = "Shop/1" }},
 		{"long stack name", "stack-name", "", func(s *manifest.Stack) { s.Name = strings.Repeat("a", 64) }},
 		{"service name", "service-name", "web", func(s *manifest.Stack) { s.Services[1].Name = "we b" }},
+		{"volume outside", "object-name", "volumes.data", func(s *manifest.Stack) { s.Volumes[0].Name = "../../etc" }},
+		{"secret of others", "object-name", "secrets.token", func(s *manifest.Stack) {
+			s.Secrets[0] = manifest.Secret{Name: "source/other", Key: "token", External: true}
+		}},
+		{"network outside", "object-name", "networks.default", func(s *manifest.Stack) { s.Networks[0].Name = "a b" }},
+		{"secret over a file", "mount-target", "web", func(s *manifest.Stack) {
+			s.Services[1].Containers[0].Secrets[0].Target = "/run/secrets/../../etc/shadow"
+		}},
 		{"replicas", "replicas", "web.replicas", func(s *manifest.Stack) { s.Services[1].Replicas = -1 }},
 		{"job that restarts", "job-restart", "web.restart", func(s *manifest.Stack) { s.Services[1].Mode = manifest.ReplicatedJob }},
 		{"no container", "service-empty", "web", func(s *manifest.Stack) { s.Services[1].Containers = nil }},
