@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 
 	"github.com/gitopsd/gitopsd/cluster/seal"
@@ -26,6 +25,7 @@ type intake struct {
 	policy  string                      // hash of the policy that reviewed it
 	applied map[string][]policy.Applied // by stack: restrictions that nobody wrote
 	hashes  map[string]string           // by stack: what was reviewed
+	engine  *policy.Engine              // of a policy source: what it puts in force; nil when it can't be used
 }
 
 // tip takes in what a source points to now. It runs beside the loop: only the acceptance itself is the loop's.
@@ -47,36 +47,55 @@ func (l *leader) tip(ctx context.Context, t Tip) error {
 	return nil
 }
 
-// take fetches, renders and reviews a revision, unless that was done already, and has it accepted.
+// take fetches, renders and reviews a revision, unless that was done already, and has it accepted. Policy that changes meanwhile reviews it again.
 func (l *leader) take(ctx context.Context, s state.Source, rev manifest.Revision) error {
+	for {
+		have, err := l.ready(ctx, s, rev)
+		if err != nil {
+			return err
+		}
+		relation, err := l.relation(ctx, s, rev.Commit)
+		if err != nil {
+			return err
+		}
+		stale := false
+		err = l.ask(ctx, func(l *leader) error {
+			if stale = !s.Policy && have.policy != l.policyHash(); stale {
+				return nil
+			}
+			l.intakes[s.Name] = have
+			return l.accept(ctx, s.Name, relation)
+		})
+		if err != nil || !stale {
+			return err
+		}
+	}
+}
+
+// ready is a revision, fetched, rendered and reviewed by the policy in force, with its files stored.
+func (l *leader) ready(ctx context.Context, s state.Source, rev manifest.Revision) (*intake, error) {
 	var have *intake
 	if err := l.ask(ctx, func(l *leader) error { have = l.intakes[s.Name]; return nil }); err != nil {
-		return err
+		return nil, err
 	}
-	if have == nil || have.loaded.Bundle.Revision != rev || have.policy != l.cfg.Policy.Hash() {
-		src, err := l.source(s)
-		if err != nil {
-			return err
-		}
-		loaded, err := l.cfg.Sources.Load(ctx, src, rev)
-		if err != nil {
-			return err
-		}
-		if have, err = l.review(ctx, loaded, have); err != nil {
-			return err
-		}
-		if err := l.storeBlobs(loaded); err != nil {
-			return err
-		}
+	if have != nil && have.loaded.Bundle.Revision == rev && (s.Policy || have.policy == l.policyHash()) {
+		return have, nil
 	}
-	relation, err := l.relation(ctx, s, rev.Commit)
+	src, err := l.source(s)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return l.ask(ctx, func(l *leader) error {
-		l.intakes[s.Name] = have
-		return l.accept(ctx, s.Name, relation)
-	})
+	loaded, err := l.cfg.Sources.Load(ctx, src, rev)
+	if err != nil {
+		return nil, err
+	}
+	if s.Policy {
+		return l.compile(ctx, loaded)
+	}
+	if have, err = l.review(ctx, loaded, have); err != nil {
+		return nil, err
+	}
+	return have, l.storeBlobs(loaded)
 }
 
 func (n *Node) relation(ctx context.Context, s state.Source, commit string) (reconcile.Relation, error) {
@@ -91,41 +110,6 @@ func (n *Node) relation(ctx context.Context, s state.Source, commit string) (rec
 		return "", err
 	}
 	return n.cfg.Sources.Relation(ctx, src, s.Accepted.Commit, commit)
-}
-
-// review hardens each stack of a revision, writes the defaults into it, and asks policy about it. A stack that the revision before had as well, and that policy
-// had nothing to say of, is not asked about again: a commit costs what it changes.
-func (n *Node) review(ctx context.Context, loaded *Loaded, before *intake) (*intake, error) {
-	in := &intake{loaded: loaded, reviews: map[string]reconcile.Review{}, policy: n.cfg.Policy.Hash(), applied: map[string][]policy.Applied{}, hashes: map[string]string{}}
-	for i := range loaded.Bundle.Stacks {
-		st := &loaded.Bundle.Stacks[i]
-		*st, in.applied[st.Name] = policy.Harden(*st, n.cfg.Harden)
-		st.Services = slices.Clone(st.Services)
-		for k := range st.Services {
-			manifest.Resolve(&st.Services[k])
-		}
-		hash := manifest.Hash(st)
-		in.hashes[st.Name] = hash
-		if before != nil && before.policy == in.policy && before.hashes[st.Name] == hash {
-			if r, known := before.reviews[st.Name]; known && !r.Deny && len(r.Findings) == 0 && r.Until.IsZero() {
-				in.reviews[st.Name] = r
-				continue
-			}
-		}
-		verdict, err := n.cfg.Policy.Review(ctx, policy.Input{Gate: policy.RevisionGate, Stack: *st, Now: n.cfg.Now()})
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		r := reconcile.Review{Deny: !verdict.Allowed(), Policy: verdict.PolicyHash, Until: verdict.Until}
-		for _, f := range verdict.Findings {
-			r.Findings = append(r.Findings, f.Problem())
-		}
-		if err != nil {
-			r.Findings = append(r.Findings, manifest.Problem{Severity: manifest.Error, Rule: "policy/error", Stack: st.Name, Message: err.Error()})
-		}
-		in.reviews[st.Name] = r
-	}
-	return in, nil
 }
 
 // blobBatch is how many bytes of files are read before they are written, with one sync for all.
@@ -168,85 +152,23 @@ func (l *leader) accept(ctx context.Context, source string, relation reconcile.R
 	if err != nil {
 		return err
 	}
+	asked := reconcile.Intake{Source: source, Bundle: bundle, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: l.now().Log}
+	if asked.Reviews, err = l.judgePlan(ctx, l.View(), asked); err != nil {
+		return err
+	}
 	for {
 		view := l.View()
-		plan := reconcile.Accept(view, reconcile.Intake{Source: source, Bundle: bundle, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: l.now().Log})
+		plan := reconcile.Accept(view, asked)
 		if plan.Empty() {
-			return nil
+			return l.enforce(ctx, source, in)
 		}
 		if err := l.proposePlan(ctx, &plan, view); err != nil {
 			return err
 		}
-		if err := l.judgeStable(ctx, plan.Stacks()); err != nil {
+		if err := l.judgeEarlier(ctx, plan.Stacks()); err != nil {
 			return err
 		}
 	}
-}
-
-// judgeStable asks current policy about the releases that the stacks would be rolled back to, and records which it denies.
-func (l *leader) judgeStable(ctx context.Context, stacks []string) error {
-	for _, name := range stacks {
-		e, ok := l.View().Stacks.Get(name)
-		if !ok || e.Value.Stable == nil || e.Value.Applied == nil || e.Value.Stable.Release == e.Value.Applied.Release {
-			continue
-		}
-		banned := l.denied(ctx, *e.Value.Stable)
-		if reflect.DeepEqual(banned, e.Value.Banned) {
-			continue
-		}
-		next := e.Value
-		next.Banned = banned
-		if _, err := l.propose(ctx, state.Command{Term: l.term, Actor: "leader", Items: []state.Item{{state.Put(name, e.Version, next)}}}); err != nil && !errors.Is(err, errRefused) {
-			return err
-		}
-	}
-	return nil
-}
-
-// denied says why current policy denies a release that was accepted once; nil = it may run.
-func (n *Node) denied(ctx context.Context, a state.Applied) *state.Reason {
-	spec, ok := reconcile.Rendered(n.View(), a.Release)
-	if !ok {
-		return &state.Reason{ID: reconcile.ReasonPolicy, Message: fmt.Sprintf("what %s rendered to is not kept any more", a.Revision)}
-	}
-	verdict, err := n.cfg.Policy.Review(ctx, policy.Input{Gate: policy.RevisionGate, Stack: spec, Now: n.cfg.Now()})
-	if err == nil && verdict.Allowed() {
-		return nil
-	}
-	why := "policy can't be asked"
-	for _, f := range verdict.Findings {
-		if f.Severity == manifest.Error && !f.Exempted {
-			why = f.String()
-			break
-		}
-	}
-	return &state.Reason{ID: reconcile.ReasonPolicy, Message: fmt.Sprintf("policy denies %s today: %s", a.Revision, why)}
-}
-
-// renew reviews sources anew whose verdicts ended: an exemption that was used is over.
-func (l *leader) renew(ctx context.Context) error {
-	now := l.cfg.Now()
-	ended := map[string]bool{}
-	for _, e := range l.View().Stacks.All() {
-		if until := e.Value.Wanted.Verdict.Until; !until.IsZero() && !now.Before(until) {
-			ended[e.Value.Source] = true
-		}
-	}
-	for _, source := range slices.Sorted(maps.Keys(ended)) {
-		in := l.intakes[source]
-		if in == nil {
-			continue
-		}
-		anew, err := l.review(ctx, in.loaded, nil)
-		if err != nil {
-			return err
-		}
-		l.intakes[source] = anew
-		if err := l.again(ctx, source); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // again accepts anew what a source's newest revision asks: after a person's word or a new secret.
@@ -267,6 +189,9 @@ func (l *leader) again(ctx context.Context, source string) error {
 func (l *leader) trouble(ctx context.Context, source string, cause error) error {
 	e, ok := l.View().Sources.Get(source)
 	why := state.Reason{ID: ReasonFetch, Message: cause.Error()}
+	if errors.Is(cause, errNoPolicy) {
+		why.ID = ReasonNoPolicy
+	}
 	if !ok || e.Value.Trouble != nil && *e.Value.Trouble == why {
 		return nil
 	}

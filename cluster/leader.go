@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,14 +24,15 @@ type leader struct {
 	term    uint64
 	intakes map[string]*intake // by source: the newest revision, rendered and reviewed
 	follows []Source
-	looked  uint64 // index up to which changes of sources were seen
+	looked  uint64    // index up to which changes of sources were seen
+	judged  time.Time // when all verdicts were made, or made again
 
 	decided uint64               // index up to which all stacks were decided
 	wakes   map[string]time.Time // log time at which a stack is to be decided again
 }
 
 func newLeader(n *Node, term uint64) *leader {
-	return &leader{Node: n, term: term, intakes: map[string]*intake{}, wakes: map[string]time.Time{}}
+	return &leader{Node: n, term: term, intakes: map[string]*intake{}, wakes: map[string]time.Time{}, judged: n.cfg.Now()}
 }
 
 // run registers the node, follows the sources and decides, until the term ends.
@@ -39,7 +41,12 @@ func (l *leader) run(ctx context.Context) error {
 		return fmt.Errorf("register the node: %w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return l.cfg.Sources.Run(ctx, l.tip) })
+	g.Go(func() error {
+		if err := l.recall(ctx); err != nil {
+			return err
+		}
+		return l.cfg.Sources.Run(ctx, l.tip)
+	})
 	g.Go(func() error { return l.loop(ctx) })
 	return g.Wait()
 }
@@ -53,6 +60,11 @@ func (l *leader) loop(ctx context.Context) error {
 	for {
 		if err := l.follow(); err != nil {
 			return err
+		}
+		if at := l.renewal(); !at.IsZero() && !l.cfg.Now().Before(at) {
+			if err := l.renew(ctx); err != nil {
+				return err
+			}
 		}
 		view := l.View()
 		moved, err := l.decide(ctx, view)
@@ -82,11 +94,8 @@ func (l *leader) loop(ctx context.Context) error {
 	}
 }
 
-// tidy does what has time: it renews verdicts that ended and frees what nothing names any more, in the log and on disk.
+// tidy does what has time: it frees what nothing names any more, in the log and on disk.
 func (l *leader) tidy(ctx context.Context) error {
-	if err := l.renew(ctx); err != nil {
-		return err
-	}
 	view := l.View()
 	plan := reconcile.Collect(view)
 	if err := l.proposePlan(ctx, &plan, view); err != nil {
@@ -122,18 +131,19 @@ func (n *Node) wantedBlobs() map[string]bool {
 	return keep
 }
 
-// nextWake is the wait until the first stack is to be decided again; 0 = none is.
+// nextWake is the wait until the first stack is to be decided again, or verdicts are to be made again; 0 = neither.
 func (l *leader) nextWake() time.Duration {
-	var first time.Time
-	for _, at := range l.wakes {
-		if first.IsZero() || at.Before(first) {
-			first = at
-		}
+	var waits []time.Duration
+	if at := l.renewal(); !at.IsZero() {
+		waits = append(waits, at.Sub(l.cfg.Now()))
 	}
-	if first.IsZero() {
+	if len(l.wakes) > 0 {
+		waits = append(waits, slices.MinFunc(slices.Collect(maps.Values(l.wakes)), time.Time.Compare).Sub(l.cfg.Store.Now()))
+	}
+	if len(waits) == 0 {
 		return 0
 	}
-	return max(first.Sub(l.cfg.Store.Now()), time.Millisecond)
+	return max(slices.Min(waits), time.Millisecond)
 }
 
 // decide asks for a plan for the stacks that something changed for, or whose time came, and proposes it. It says whether the log moved.
@@ -204,7 +214,7 @@ func (l *leader) follow() error {
 
 // source adds the credentials to a source and leaves out what only tells of its progress, so that two can be compared.
 func (n *Node) source(s state.Source) (Source, error) {
-	src := Source{Source: state.Source{Name: s.Name, URL: s.URL, Branch: s.Branch, Tag: s.Tag, Path: s.Path, Interval: s.Interval, Verify: s.Verify, Signers: s.Signers, Known: s.Known, Auth: s.Auth}}
+	src := Source{Source: state.Source{Name: s.Name, URL: s.URL, Branch: s.Branch, Tag: s.Tag, Path: s.Path, Interval: s.Interval, Verify: s.Verify, Signers: s.Signers, Known: s.Known, Auth: s.Auth, Policy: s.Policy}}
 	if s.Auth == "" {
 		return src, nil
 	}

@@ -1,7 +1,8 @@
 // Package cluster is one node: it joins the log, the worker, the sources, policy and the API into a running agent.
 //
 // The flow: [Node.Run] starts the store, the worker and, while this node leads, the leader's work. The leader follows the sources; a new commit
-// is fetched, rendered and reviewed (intake.go), its files are stored and its secrets sealed, and reconcile.Accept says what it changes; then reconcile.Decide is
+// is fetched and rendered (intake.go), policy judges it and what it would change (judge.go), its files are stored and its secrets sealed, and reconcile.Accept says what
+// it changes; then reconcile.Decide is
 // asked whenever the log moved or its wake time came (leader.go), and what it plans is proposed. The worker performs on each node what is
 // assigned to it. People's operations (operate.go) are commands in the log like everything else; reads are answered from the node's own replica.
 //
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -54,6 +56,7 @@ type Tip struct {
 // Loaded is a revision that was fetched, verified and rendered.
 type Loaded struct {
 	Bundle   *manifest.Bundle
+	Policy   policy.Source // of a policy source, whose Bundle has no stacks
 	Unsigned *state.Reason // its signature is missing or not of an allowed signer
 	// Read returns the bytes of a blob of the bundle.
 	Read func(ref manifest.BlobRef) ([]byte, error)
@@ -68,7 +71,8 @@ type Sources interface {
 	Follow(sources []Source) error
 	// Trigger asks for an early look at a source; "" means all.
 	Trigger(source string)
-	// Load fetches, verifies and renders a revision; an empty Revision is the newest, one without Ref any commit or ref.
+	// Load fetches, verifies and renders a revision; an empty Revision is the newest, one without Ref any commit or ref. Of a policy source, it reads the policy; what is
+	// wrong with that is among the problems of the Bundle.
 	Load(ctx context.Context, src Source, rev manifest.Revision) (*Loaded, error)
 	// Newest asks what a source points to now, without fetching it.
 	Newest(ctx context.Context, src Source) (manifest.Revision, error)
@@ -91,8 +95,10 @@ type Config struct {
 	Sources Sources
 	Blobs   *blob.Store
 	Key     *seal.Key
-	Policy  *policy.Engine
-	Harden  policy.Defaults
+	// Policy judges where the log names no policy source. OwnPolicy says that it is more than the built-in rules, and so in the way of one.
+	Policy    *policy.Engine
+	OwnPolicy bool
+	Harden    policy.Defaults
 	// Initial are sources to be added when the log has no such source yet.
 	Initial []Source
 
@@ -105,6 +111,8 @@ type Node struct {
 	cfg      Config
 	log      *slog.Logger
 	worker   *worker.Worker
+	images   worker.Images
+	engine   atomic.Pointer[policy.Engine] // the policy in force; nil as long as the policy source that the log names was not read
 	settled  atomic.Bool
 	requests chan func(*leader) // taken by the leader's loop of the current term
 }
@@ -114,7 +122,10 @@ func New(cfg Config, w worker.Config) *Node {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.ID), requests: make(chan func(*leader))}
+	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.ID), images: w.Images, requests: make(chan func(*leader))}
+	if _, ok := policySource(n.View()); !ok && !slices.ContainsFunc(cfg.Initial, func(s Source) bool { return s.Policy }) {
+		n.engine.Store(cfg.Policy)
+	}
 	w.Log, w.OpenSecret = workerLog{n}, n.openSecret
 	n.worker = worker.New(w)
 	return n

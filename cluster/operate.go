@@ -10,8 +10,10 @@ import (
 	"github.com/gitopsd/gitopsd/cluster/api"
 	"github.com/gitopsd/gitopsd/cluster/seal"
 	"github.com/gitopsd/gitopsd/cluster/store"
+	"github.com/gitopsd/gitopsd/policy"
 	"github.com/gitopsd/gitopsd/reconcile"
 	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
 // Reasons that operations give.
@@ -123,6 +125,9 @@ func (n *Node) sync(ctx context.Context, op api.Operation) (api.Result, error) {
 			return res, errors.Join(api.Invalidf("sync %s: %v", name, cause), n.ask(ctx, func(l *leader) error { return l.trouble(ctx, name, cause) }))
 		}
 		res.Source, res.Revision = name, rev
+		if e, _ := n.View().Sources.Get(name); e.Value.Policy && e.Value.Trouble != nil { // no stack could tell of it
+			return res, api.Deniedf(e.Value.Trouble.ID, "sync %s: %s", name, e.Value.Trouble.Message)
+		}
 	}
 	v = n.View()
 	if _, ok := v.Stacks.Get(op.Stack); op.Stack != "" && !ok {
@@ -240,19 +245,33 @@ func (n *Node) rollbackTarget(ctx context.Context, s state.Stack, revision strin
 		}
 		return state.Applied{}, api.Conflictf("%s is none of the last revisions of %s: `gitopsctl history %s` lists them", revision, s.Name, s.Name)
 	}
-	if why := n.denied(ctx, *to); why != nil {
+	spec, ok := reconcile.Rendered(v, to.Release)
+	if !ok {
+		return *to, api.Conflictf("what %s rendered to is not kept any more", to.Revision)
+	}
+	why, err := n.denied(ctx, spec, to.Revision.String())
+	if err != nil {
+		return *to, err
+	}
+	if why != nil {
 		return *to, api.Deniedf(why.ID, "%s", why.Message)
 	}
-	return *to, nil
+	steps, err := reconcile.Back(v, s.Name, *to, n.now())
+	if err != nil {
+		return *to, err
+	}
+	return *to, n.mayDo(ctx, spec, itemsOf(steps, s.Name))
 }
 
 // restart replaces the tasks of a service, or of all services of a stack, by its update policy.
 func (l *leader) restart(ctx context.Context, op api.Operation) (api.Result, error) {
 	v := l.View()
-	if _, ok := v.Stacks.Get(op.Stack); !ok {
+	st, ok := v.Stacks.Get(op.Stack)
+	if !ok {
 		return api.Result{}, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
 	}
 	var items []state.Item
+	var asked []policy.Item
 	var known []string
 	for key, e := range v.Services.Below(op.Stack + "/") {
 		name := key[len(op.Stack)+1:]
@@ -264,9 +283,13 @@ func (l *leader) restart(ctx context.Context, op api.Operation) (api.Result, err
 		next.Restart++
 		next.Step, next.Started, next.Failed = state.StepUpdating, l.now().Log, nil
 		items = append(items, state.Item{state.Put(key, e.Version, next)})
+		asked = append(asked, policy.Item{Action: policy.ActionReplace, Stack: op.Stack, Service: name, Cause: policy.CausePerson})
 	}
 	if len(items) == 0 {
 		return api.Result{}, api.NotFoundf("service", op.Service, known)
+	}
+	if err := l.mayDo(ctx, applied(v, st.Value), asked); err != nil {
+		return api.Result{}, err
 	}
 	what := op.Stack
 	if op.Service != "" {
@@ -287,14 +310,14 @@ func (n *Node) sourceAdd(ctx context.Context, op api.Operation) (api.Result, err
 	return api.Result{Index: n.View().Index, Source: src.Name, Message: fmt.Sprintf("source %s is followed from now on", src.Name)}, nil
 }
 
-// SourceOf is a source as a person wrote it.
+// SourceOf is a source as a person wrote it. A policy source starts nothing, so that its being added is all the approval that it needs.
 func SourceOf(s api.SourceSpec) Source {
 	verify := s.Verify
 	if verify == "none" {
 		verify = ""
 	}
 	return Source{
-		Source: state.Source{Name: s.Name, URL: s.URL, Branch: s.Branch, Tag: s.Tag, Path: s.Path, Interval: s.Interval, Verify: verify, Signers: s.Signers, Known: s.KnownHosts, Yes: s.Yes},
+		Source: state.Source{Name: s.Name, URL: s.URL, Branch: s.Branch, Tag: s.Tag, Path: s.Path, Interval: s.Interval, Verify: verify, Signers: s.Signers, Known: s.KnownHosts, Yes: s.Yes || s.Policy, Policy: s.Policy},
 		Credentials: Credentials{
 			Username: s.Username, Token: s.Token, PrivateKey: s.Key, Passphrase: s.Passphrase, CA: s.CA,
 		},
@@ -304,7 +327,7 @@ func SourceOf(s api.SourceSpec) Source {
 func (l *leader) addSource(ctx context.Context, src Source, actor string) error {
 	next := src.Source
 	if src.Credentials != (Credentials{}) {
-		next.Auth = "source/" + src.Name
+		next.Auth = ".source/" + src.Name // no stack is called so: secrets of stacks are STACK/KEY
 		b, err := json.Marshal(src.Credentials)
 		if err != nil {
 			return err
@@ -318,6 +341,10 @@ func (l *leader) addSource(ctx context.Context, src Source, actor string) error 
 		e, ok := l.View().Sources.Get(src.Name)
 		if ok { // its progress is kept: the same name is the same source
 			next.Seen, next.Accepted, next.Approved, next.Yes = e.Value.Seen, e.Value.Accepted, e.Value.Approved, next.Yes || e.Value.Yes
+			next.PolicyHash = e.Value.PolicyHash
+		}
+		if err := l.fits(next, e.Value, ok); err != nil {
+			return err
 		}
 		op := api.Operation{Kind: api.OpSourceAdd, Source: src.Name, Actor: actor, ID: fmt.Sprintf("source/%s/%d", src.Name, l.View().Index)}
 		_, err := l.change(ctx, op, "source "+src.Name+" follows "+src.URL, state.Item{state.Put(src.Name, e.Version, next)})
@@ -326,6 +353,23 @@ func (l *leader) addSource(ctx context.Context, src Source, actor string) error 
 		}
 	}
 	return errRefused
+}
+
+// fits says whether a source may be added beside the others, or in the place of the one of its name. There is one policy, from one place.
+func (n *Node) fits(next, old state.Source, known bool) error {
+	if known && old.Policy != next.Policy {
+		return api.Conflictf("source %s holds %s: remove it first, or give the new one another name", old.Name, map[bool]string{true: "policy", false: "stacks"}[old.Policy])
+	}
+	if !next.Policy {
+		return nil
+	}
+	if have, ok := policySource(n.View()); ok && have.Name != next.Name {
+		return api.Conflictf("source %s is the policy source already, and there is one: remove it first", have.Name)
+	}
+	if n.cfg.OwnPolicy {
+		return api.Conflictf("this node reads its policy from the directory of --policy: start it without that first")
+	}
+	return nil
 }
 
 // sourceRemove takes a source and its stacks away. Volumes stay.
@@ -339,6 +383,10 @@ func (l *leader) sourceRemove(ctx context.Context, op api.Operation) (api.Result
 	n := 0
 	for name, st := range v.Stacks.All() {
 		if st.Value.Source == op.Source {
+			goes := policy.Item{Action: policy.ActionRemove, Stack: name, Cause: policy.CausePerson}
+			if err := l.mayDo(ctx, applied(v, st.Value), []policy.Item{goes}); err != nil {
+				return api.Result{}, err
+			}
 			next := st.Value
 			next.Removing = true
 			item = append(item, state.Put(name, st.Version, next))
@@ -349,10 +397,24 @@ func (l *leader) sourceRemove(ctx context.Context, op api.Operation) (api.Result
 		item = append(item, state.Delete[state.Secret](e.Value.Auth, sec.Version))
 	}
 	res, err := l.change(ctx, op, fmt.Sprintf("source %s is not followed any more; its %d stacks are removed, their volumes stay", op.Source, n), item)
-	if err == nil {
-		delete(l.intakes, op.Source)
+	if err != nil {
+		return res, err
 	}
-	return res, err
+	delete(l.intakes, op.Source)
+	if e.Value.Policy {
+		return res, l.judgeBy(ctx, l.cfg.Policy)
+	}
+	return res, nil
+}
+
+// applied is what a stack was told to be; of one that was told nothing yet, only its name.
+func applied(v *state.View, s state.Stack) manifest.Stack {
+	if s.Applied != nil {
+		if spec, ok := reconcile.Rendered(v, s.Applied.Release); ok {
+			return spec
+		}
+	}
+	return manifest.Stack{Name: s.Name}
 }
 
 // secretSet seals a value and has the stacks that use it follow.

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
 	"github.com/gitopsd/gitopsd/reconcile"
@@ -13,25 +14,28 @@ import (
 // PlanBundle plans a directory that the caller rendered. See [api.Planner].
 func (n *Node) PlanBundle(ctx context.Context, b *manifest.Bundle) (api.Preview, error) {
 	if b.Source == "" { // the one source that there is
-		if names := keys(n.View().Sources); len(names) == 1 {
+		if names := stackSources(n.View()); len(names) == 1 {
 			b.Source = names[0]
 		}
 	}
-	if _, ok := n.View().Sources.Get(b.Source); !ok {
-		return api.Preview{}, api.NotFoundf("source", b.Source, keys(n.View().Sources))
+	if !slices.Contains(stackSources(n.View()), b.Source) {
+		return api.Preview{}, api.NotFoundf("source", b.Source, stackSources(n.View()))
 	}
 	in, err := n.review(ctx, &Loaded{Bundle: b}, nil)
 	if err != nil {
 		return api.Preview{}, err
 	}
-	return n.preview(in, reconcile.RelationForward)
+	return n.preview(ctx, in, reconcile.RelationForward)
 }
 
 // PlanRevision fetches, renders and plans a ref of a source. Nothing of it is run. See [api.Planner].
 func (n *Node) PlanRevision(ctx context.Context, source, ref string) (api.Preview, error) {
 	e, ok := n.View().Sources.Get(source)
 	if !ok {
-		return api.Preview{}, api.NotFoundf("source", source, keys(n.View().Sources))
+		return api.Preview{}, api.NotFoundf("source", source, stackSources(n.View()))
+	}
+	if e.Value.Policy {
+		return api.Preview{}, api.Invalidf("source %s holds policy, not stacks: `gitopsctl policy check PATH --policy DIR` tries one", source)
 	}
 	src, err := n.source(e.Value)
 	if err != nil {
@@ -45,7 +49,7 @@ func (n *Node) PlanRevision(ctx context.Context, source, ref string) (api.Previe
 	if err != nil {
 		return api.Preview{}, err
 	}
-	return n.preview(in, reconcile.RelationForward)
+	return n.preview(ctx, in, reconcile.RelationForward)
 }
 
 // TestSource tries a source step by step. See [api.Planner].
@@ -64,20 +68,25 @@ func (n *Node) TestSource(ctx context.Context, s api.SourceSpec) (api.SourceRepo
 	return n.cfg.Sources.Test(ctx, src)
 }
 
-func (n *Node) preview(in *intake, relation reconcile.Relation) (api.Preview, error) {
+func (n *Node) preview(ctx context.Context, in *intake, relation reconcile.Relation) (api.Preview, error) {
 	v := n.View()
 	b, err := n.named(v, in.loaded.Bundle)
 	if err != nil {
 		return api.Preview{}, err
 	}
-	plan, err := reconcile.Preview(v, reconcile.Intake{Source: b.Source, Bundle: b, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: n.now().Log}, n.now())
+	asked := reconcile.Intake{Source: b.Source, Bundle: b, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: n.now().Log}
+	if asked.Reviews, err = n.judgePlan(ctx, v, asked); err != nil {
+		return api.Preview{}, err
+	}
+	plan, err := reconcile.Preview(v, asked, n.now())
 	if err != nil {
 		return api.Preview{}, fmt.Errorf("plan %s: %w", b.Revision, err)
 	}
-	out := api.Preview{Source: b.Source, Revision: b.Revision, Steps: plan.Steps, Problems: b.Problems, Summary: api.Summarize(plan.Steps)}
+	out := api.Preview{Source: b.Source, Revision: b.Revision, Steps: plan.Steps, Problems: slices.Clone(b.Problems), Summary: api.Summarize(plan.Steps)}
 	for i := range b.Stacks {
 		st := &b.Stacks[i]
-		out.Findings = append(out.Findings, in.reviews[st.Name].Findings...)
+		out.Problems = append(out.Problems, unset(v, st)...)
+		out.Findings = append(out.Findings, asked.Reviews[st.Name].Findings...)
 		if _, known := v.Stacks.Get(st.Name); known && !changes(plan, st.Name) {
 			continue
 		}
@@ -89,6 +98,26 @@ func (n *Node) preview(in *intake, relation reconcile.Relation) (api.Preview, er
 		out.Data = append(out.Data, api.DataNote{Stack: d.Stack, Name: d.Name, Kind: string(d.Kind), Node: d.Node, Message: d.Message})
 	}
 	return out, nil
+}
+
+// stackSources are the names of the sources that hold stacks.
+func stackSources(v *state.View) []string {
+	return slices.DeleteFunc(keys(v.Sources), func(name string) bool {
+		e, _ := v.Sources.Get(name)
+		return e.Value.Policy
+	})
+}
+
+// unset tells of secrets that a stack waits for, since nobody set them.
+func unset(v *state.View, st *manifest.Stack) []manifest.Problem {
+	var out []manifest.Problem
+	for _, sec := range st.Secrets {
+		if _, ok := v.Secrets.Get(sec.Name); sec.External && !ok {
+			out = append(out, manifest.Problem{Severity: manifest.Warn, Rule: "secret-unset", Stack: st.Name,
+				Message: fmt.Sprintf("the external secret %s has no value yet: tasks that need it wait until `gitopsctl secret set %s`", sec.Name, sec.Name)})
+		}
+	}
+	return out
 }
 
 func changes(p reconcile.Plan, stack string) bool {

@@ -4,9 +4,9 @@
 //
 // [LoadSource] reads a policy source, [New] compiles it together with the built-in rules into an [Engine], [Harden] writes into a stack
 // what nobody wrote, and [Engine.Review] judges the result: at the revision gate when a commit was rendered, and at the plan gate before
-// a plan is proposed. The [Verdict] names the hash of the policy that made it, and the time at which the first exemption it used ends;
-// when either passes ([Verdict.Stale]) the caller reviews again. A review depends on its [Input] alone, the time in it too, so the CLI, a
-// pull request and the agent give the same answer.
+// a revision, a prune or a person's word begins to change what runs, if any rule asks about that ([Engine.JudgesPlans]). The [Verdict]
+// names the hash of the policy that made it: under another one, and at the time that [Engine.Renew] tells, the caller reviews again. A
+// review depends on its [Input] alone, the time in it too, so the CLI, a pull request and the agent give the same answer.
 //
 // # Words
 //
@@ -79,8 +79,10 @@
 //	  …mounts[_].escapes         true: the source climbs out of its place by ..
 //	  .volumes[_].host           the real path of the host that the options of a volume hide
 //	input.images    image reference (as containers have it) to {user}, for images whose configuration is known
-//	input.plan      at the plan gate, the steps that a revision, a rollback, a prune or a person causes:
-//	                {action: start, update or remove; stack, service, task, node, cause}. Heals, evacuations and stops are never judged
+//	input.plan      at the plan gate, all that begins to change in the stack, by service:
+//	                {action: start, replace, update (in place) or remove; stack; service, missing when the whole stack is removed;
+//	                cause: revision, prune or person}. Heals, evacuations, automatic rollbacks and what follows from a change that was
+//	                allowed are never judged
 //	input.config    {registries, defaultCapabilities}
 //
 // A rule that reads input.plan judges what is done. Every other rule judges what would run, so at the plan gate its findings count only for

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -44,6 +45,8 @@ const DefaultTimeout = 2 * time.Second
 // MaxFindings is how many findings a verdict holds, the worst first. The decision counts them all.
 const MaxFindings = 200
 
+const loadError = "load policy: " // what the errors of New begin with
+
 const maxMessage = 500 // runes of a message that a rule of the users' writes
 
 // Options say what an engine judges by.
@@ -67,6 +70,7 @@ type Engine struct {
 	// of theirs such rules.
 	planRules map[string]bool
 	planLibs  bool
+	reads     map[string]map[string]bool // by set: the fields of input that any of its modules reads
 }
 
 // New compiles the built-in sets and the rules of the policy source. It starts nothing. Its error holds one line FILE:LINE: what for each
@@ -81,22 +85,22 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if _, err := ParseLevel(string(o.Level)); err != nil {
 		return nil, fmt.Errorf("policy level: %w", err)
 	}
-	e := &Engine{opts: o, byID: map[string]Rule{}, sets: map[string]func() (rego.PreparedEvalQuery, error){}, planRules: map[string]bool{}}
+	e := &Engine{opts: o, byID: map[string]Rule{}, sets: map[string]func() (rego.PreparedEvalQuery, error){}, planRules: map[string]bool{}, reads: map[string]map[string]bool{}}
 	mods, err := e.load(o.Source.Modules)
 	if err != nil {
-		return nil, fmt.Errorf("load policy: %w", err)
+		return nil, fmt.Errorf(loadError+"%w", err)
 	}
 	if err := e.checkExemptions(); err != nil {
-		return nil, fmt.Errorf("load policy: %w", err)
+		return nil, fmt.Errorf(loadError+"%w", err)
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("load policy: %w", err)
+		return nil, fmt.Errorf(loadError+"%w", err)
 	}
 	schemas := ast.NewSchemaSet()
 	schemas.Put(ast.SchemaRootRef, inputSchema())
 	compiler := ast.NewCompiler().WithCapabilities(capabilities()).WithSchemas(schemas).WithStrict(true)
 	if compiler.Compile(mods); compiler.Failed() {
-		return nil, fmt.Errorf("load policy: %w", explain(compiler.Errors))
+		return nil, fmt.Errorf(loadError+"%w", explain(compiler.Errors))
 	}
 	for _, set := range setNames {
 		e.sets[set] = sync.OnceValues(func() (rego.PreparedEvalQuery, error) {
@@ -192,7 +196,12 @@ func (e *Engine) parse(name, src, set string) (*ast.Module, error) {
 		}
 		judges = true
 	}
-	plan := readsPlan(m)
+	fields := inputFields(m)
+	if e.reads[set] == nil {
+		e.reads[set] = map[string]bool{}
+	}
+	maps.Copy(e.reads[set], fields)
+	plan := fields["plan"]
 	if !judges {
 		e.planLibs = e.planLibs || plan
 		return m, nil
@@ -233,16 +242,24 @@ func headName(r *ast.Rule) string {
 	return string(name)
 }
 
-// readsPlan says whether a module looks at the plan.
-func readsPlan(m *ast.Module) bool {
-	found := false
+// inputFields are the fields of input that a module reads: all of them, where it reads input as a whole.
+func inputFields(m *ast.Module) map[string]bool {
+	out := map[string]bool{}
 	ast.WalkRefs(m, func(r ast.Ref) bool {
-		if r[0].Equal(ast.InputRootDocument) {
-			found = found || len(r) == 1 || r[1].Equal(ast.StringTerm("plan")) || !r[1].IsGround()
+		if !r[0].Equal(ast.InputRootDocument) {
+			return false
 		}
-		return found
+		if len(r) > 1 && r[1].IsGround() {
+			name, _ := r[1].Value.(ast.String)
+			out[string(name)] = true
+			return false
+		}
+		for f := range structFields(reflect.TypeFor[inputDoc]()) {
+			out[f.name] = true
+		}
+		return false
 	})
-	return found
+	return out
 }
 
 func packagePath(m *ast.Module) []string {
@@ -310,6 +327,52 @@ func (e *Engine) Rules() []Rule { return slices.Clone(e.rules) }
 // Expired are the exemptions of the policy source that no longer count: somebody should remove them, or renew them.
 func (e *Engine) Expired(now time.Time) []Exemption {
 	return slices.DeleteFunc(slices.Clone(e.opts.Source.Exemptions), func(x Exemption) bool { return now.Before(x.Until) })
+}
+
+// With is the engine of the same node under another policy source. Its error is that of [New].
+func (e *Engine) With(ctx context.Context, src Source) (*Engine, error) {
+	o := e.opts
+	o.Source = src
+	return New(ctx, o)
+}
+
+// JudgesPlans says whether any rule asks what is done, or at which gate. If none does, the plan gate says what the revision gate said.
+func (e *Engine) JudgesPlans() bool { return e.reads[Custom]["plan"] || e.reads[Custom]["gate"] }
+
+// ReadsImages says whether the review of a stack looks at [Input.ImageUsers].
+func (e *Engine) ReadsImages(s *manifest.Stack) bool {
+	level := e.Level(s)
+	return slices.ContainsFunc(setNames, func(set string) bool {
+		return e.reads[set]["images"] && weaker(level, e.setLevel(set, &Input{Stack: *s})) != Off
+	})
+}
+
+// RenewEvery is how often verdicts are made again that depend on more than the stack and the policy: on the time, or on images.
+const RenewEvery = 10 * time.Minute
+
+// Renew says when verdicts that were made at a time have to be made again: when the first exemption ends after it, or, where rules look at
+// the time or at images, RenewEvery later. Zero: only another policy changes them.
+func (e *Engine) Renew(made time.Time) time.Time {
+	var at time.Time
+	if e.reads[Custom]["now"] || e.reads[Custom]["images"] || e.restricts() {
+		at = made.Add(RenewEvery)
+	}
+	for _, x := range e.opts.Source.Exemptions {
+		if x.Until.After(made) && (at.IsZero() || x.Until.Before(at)) {
+			at = x.Until
+		}
+	}
+	return at
+}
+
+// restricts says whether the restricted set, which looks at images, is on for any stack.
+func (e *Engine) restricts() bool {
+	for _, s := range e.opts.Source.Stacks {
+		if cmp.Or(s.Sets[Restricted], Off) != Off {
+			return true
+		}
+	}
+	return cmp.Or(e.opts.Source.Sets[Restricted], Off) != Off
 }
 
 // Level is the level that counts for a stack. The policy source and the node's configuration say how strict it is at least; the stack's

@@ -195,14 +195,17 @@ func TestExemptions(t *testing.T) {
 			if f.Exempted && !strings.Contains(f.Problem().Message, "Exempted until 2026-11-2") {
 				t.Errorf("the problem does not tell of the exemption: %s", f.Problem().Message)
 			}
-			if v.Stale(e.Hash(), now) || !v.Stale("another", now) || !v.Until.IsZero() && !v.Stale(e.Hash(), v.Until) {
-				t.Errorf("stale at the wrong time: %+v", v)
-			}
 		})
 	}
 	o := exempt(Exemption{Rule: rule, Stack: "shop", Until: day(25)}, Exemption{Rule: rule, Stack: "blog", Until: day(19)})
 	if x := newEngine(t, o).Expired(now); len(x) != 1 || x[0].Stack != "blog" {
 		t.Errorf("expired: %v", x)
+	}
+	if at := newEngine(t, o).Renew(now); !at.Equal(day(25)) {
+		t.Errorf("verdicts are made again at %s, not when the first exemption ends", at)
+	}
+	if at := newEngine(t, o).Renew(day(25)); !at.IsZero() {
+		t.Errorf("no exemption ends any more, but verdicts are made again at %s", at)
 	}
 	two := exempt(Exemption{Rule: rule, Stack: "shop", Until: day(26)}, Exemption{Rule: "baseline/capabilities", Stack: "shop", Until: day(24)})
 	v := review(t, newEngine(t, two), Input{Stack: stackOf("shop", func(s *manifest.Stack) {
@@ -231,11 +234,10 @@ func TestPlanGate(t *testing.T) {
 	}{
 		{"nothing", nil, ""},
 		{"a start", []Item{item(ActionStart, "web", CauseRevision)}, "custom/named baseline/privileged"},
-		{"an update by a person", []Item{item(ActionUpdate, "web", CausePerson)}, "custom/named baseline/privileged"},
-		{"a rollback", []Item{item(ActionStart, "web", CauseRollback)}, "custom/named baseline/privileged"},
+		{"a restart by a person", []Item{item(ActionReplace, "web", CausePerson)}, "custom/named baseline/privileged"},
+		{"an update in place", []Item{item(ActionUpdate, "web", CauseRevision)}, "custom/named baseline/privileged"},
 		{"a heal", []Item{item(ActionStart, "web", "heal")}, ""},
 		{"an evacuation", []Item{item(ActionStart, "web", "evacuation")}, ""},
-		{"a stop", []Item{item(ActionStop, "web", CausePerson)}, ""},
 		{"a prune", []Item{item(ActionRemove, "web", CausePrune)}, "custom/freeze"},
 		{"another service", []Item{item(ActionStart, "db", CauseRevision)}, ""},
 		{"a start and a heal of the bad one", []Item{item(ActionStart, "db", CauseRevision), item(ActionStart, "web", "heal")}, ""},
@@ -262,6 +264,41 @@ func TestPlanGate(t *testing.T) {
 		if v := review(t, newEngine(t, Options{}), Input{Gate: PlanGate, Stack: bind, Items: []Item{item(action, "web", CausePerson)}}); v.Decision != want {
 			t.Errorf("%s beside a bad volume: %s, want %s", action, v.Decision, want)
 		}
+	}
+}
+
+// What a policy looks at beside the stack decides when it has to be asked again, and whether the plan gate is asked at all.
+func TestWhatAPolicyReads(t *testing.T) {
+	stack := stackOf("shop", nil)
+	sets := func(name string, l Level) map[string]Level { return map[string]Level{name: l} }
+	for _, c := range []struct {
+		name          string
+		src           Source
+		plans, images bool
+		renew         time.Duration
+	}{
+		{name: "nothing"},
+		{name: "a rule about stacks", src: Source{Modules: []Module{module("x", `deny contains "x" if input.stack.name == "x"`)}}},
+		{name: "the plan", src: Source{Modules: []Module{module("x", `deny contains "x" if count(input.plan) > 3`)}}, plans: true},
+		{name: "the plan, imported", src: Source{Modules: []Module{module("x", "import input.plan as p\n\ndeny contains \"x\" if count(p) > 3")}}, plans: true},
+		{name: "the gate", src: Source{Modules: []Module{module("x", `deny contains "x" if input.gate == "plan"`)}}, plans: true},
+		{name: "the time", src: Source{Modules: []Module{module("x", `deny contains "x" if startswith(input.now, "2030")`)}}, renew: RenewEvery},
+		{name: "images", src: Source{Modules: []Module{module("x", `deny contains "x" if input.images[_].user == ""`)}}, images: true, renew: RenewEvery},
+		{name: "all of it", src: Source{Modules: []Module{module("x", `deny contains "x" if count(input) > 9`)}}, plans: true, images: true, renew: RenewEvery},
+		{name: "the restricted set", src: Source{Scope: Scope{Sets: sets(Restricted, Enforce)}}, images: true, renew: RenewEvery},
+		{name: "the restricted set for another stack", src: Source{Stacks: map[string]Scope{"blog": {Sets: sets(Restricted, Advise)}}}, renew: RenewEvery},
+		{name: "policy off", src: Source{Scope: Scope{Level: Off, Sets: sets(Restricted, Enforce)}}, renew: RenewEvery},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := newEngine(t, Options{Source: c.src})
+			if e.JudgesPlans() != c.plans || e.ReadsImages(&stack) != c.images {
+				t.Errorf("plans %v, images %v", e.JudgesPlans(), e.ReadsImages(&stack))
+			}
+			at := e.Renew(now)
+			if c.renew == 0 != at.IsZero() || c.renew != 0 && !at.Equal(now.Add(c.renew)) {
+				t.Errorf("renewed at %v", at)
+			}
+		})
 	}
 }
 

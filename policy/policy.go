@@ -60,38 +60,31 @@ type Cause string
 // The causes that the plan gate judges. An item with any other cause passes.
 const (
 	CauseRevision Cause = "revision" // a new revision
-	CauseRollback Cause = "rollback" // back to an older revision, which current policy may deny
 	CausePrune    Cause = "prune"    // Git no longer names it
 	CausePerson   Cause = "person"   // somebody asked
 )
 
-// The actions of an item that the plan gate tells apart. Others pass as they are to the rules.
+// The actions of an item.
 const (
-	ActionStart  = "start"  // a task starts that did not run
-	ActionUpdate = "update" // a running task is changed or replaced
-	ActionStop   = "stop"   // never judged
-	ActionRemove = "remove" // a service, network or volume goes
+	ActionStart   = "start"   // a service that was not there
+	ActionReplace = "replace" // the tasks of a service are replaced
+	ActionUpdate  = "update"  // a service changes in place: no task restarts
+	ActionRemove  = "remove"  // a service goes, or without Service the whole stack
 )
 
-// Item is one step of a plan, as the rules see it.
+// Item is what a plan does to one service, as the rules see it.
 type Item struct {
 	Action  string `json:"action"`
 	Stack   string `json:"stack"`
 	Service string `json:"service,omitempty"`
-	Task    string `json:"task,omitempty"`
-	Node    string `json:"node,omitempty"`
 	Cause   Cause  `json:"cause"`
 }
 
 func (i Item) judged() bool {
-	switch i.Cause {
-	case CauseRevision, CauseRollback, CausePrune, CausePerson:
-		return i.Action != ActionStop
-	}
-	return false
+	return i.Cause == CauseRevision || i.Cause == CausePrune || i.Cause == CausePerson
 }
 
-func (i Item) starts() bool { return i.Action == ActionStart || i.Action == ActionUpdate }
+func (i Item) starts() bool { return i.Action != ActionRemove }
 
 // Input is what one review judges: a stack as it would run (see [Harden]), and at the plan gate what would be done to it.
 type Input struct {
@@ -122,16 +115,11 @@ type Verdict struct {
 	Level      Level     `json:"level"`              // the one that counted for the stack
 	Findings   []Finding `json:"findings,omitempty"` // by file, line, service, path and rule
 	PolicyHash string    `json:"policyHash"`         // of [Engine.Hash]: another hash means that the verdict must be renewed
-	Until      time.Time `json:"until,omitzero"`     // end of the first exemption that was used: the verdict must be renewed then
+	Until      time.Time `json:"until,omitzero"`     // end of the first exemption that was used
 }
 
 // Allowed says whether what was judged may start.
 func (v Verdict) Allowed() bool { return v.Decision == Allow || v.Decision == Warn }
-
-// Stale says whether the verdict must be renewed: it was made by another policy, or an exemption that it used has ended.
-func (v Verdict) Stale(policyHash string, now time.Time) bool {
-	return v.PolicyHash != policyHash || !v.Until.IsZero() && !now.Before(v.Until)
-}
 
 // Finding is one thing that a rule has against a stack.
 type Finding struct {

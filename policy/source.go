@@ -7,11 +7,15 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
 // Limits of a policy source.
@@ -133,6 +137,25 @@ func LoadModules(fsys fs.FS) ([]Module, error) {
 		return nil, err
 	}
 	return mods, nil
+}
+
+var atLine = regexp.MustCompile(`^([^:\s]+):([0-9]+): (.*)$`)
+
+// Problems tells of the error of [LoadSource] or [New] line by line, each with its file and line where it has one. The rule is the caller's word for them.
+func Problems(rule string, err error) []manifest.Problem {
+	var out []manifest.Problem
+	for _, line := range strings.Split(strings.TrimPrefix(err.Error(), loadError), "\n") {
+		if line == "" || line[0] == '\t' { // the text around it
+			continue
+		}
+		p := manifest.Problem{Severity: manifest.Error, Rule: rule, Message: line}
+		if m := atLine.FindStringSubmatch(line); m != nil {
+			p.File, p.Message = m[1], m[3]
+			p.Line, _ = strconv.Atoi(m[2])
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 func readLimited(fsys fs.FS, name string, limit int64) ([]byte, error) {

@@ -79,6 +79,15 @@ func TestBadSources(t *testing.T) {
 			if err == nil {
 				t.Fatal("the source loads")
 			}
+			problems := Problems("x", err)
+			for _, p := range problems {
+				if p.Message == "" || strings.ContainsAny(p.Message, "\n\t") || p.Line > 0 && !strings.Contains(err.Error(), fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)) {
+					t.Errorf("%+v is not of the error", p)
+				}
+			}
+			if len(problems) == 0 {
+				t.Error("the error is no problem")
+			}
 			file := filepath.Join(dir, "want.txt")
 			got := fieldList.ReplaceAllString(err.Error(), "want (one of): […]") + "\n"
 			if *update {

@@ -23,7 +23,8 @@ const (
 	RelationDiverged Relation = "diverged" // history was rewritten
 )
 
-// Review is what policy said of one stack of a revision.
+// Review is what policy said of one stack of a revision: of what it would be, and of what would be done to get there. A stack that the revision no longer names has
+// one when its removal was judged.
 type Review struct {
 	Deny     bool
 	Findings []manifest.Problem
@@ -39,6 +40,8 @@ type Intake struct {
 	Relation Relation
 	Now      time.Time     // log time
 	Unsigned *state.Reason // the signature is missing or unknown: the revision is Blocked as a whole
+
+	approved bool // as if a person had said so
 }
 
 // Reasons that acceptance gives.
@@ -49,6 +52,7 @@ const (
 	ReasonBudget    = "prune.budget"
 	ReasonRenamed   = "stack.renamed"
 	ReasonPolicy    = "policy.denied"
+	ReasonBadPolicy = "policy.broken"
 	ReasonRender    = "render.failed"
 	ReasonOwned     = "stack.owned"
 	ReasonSuspended = "stack.suspended"
@@ -90,6 +94,11 @@ func (a *accepting) run() {
 			next.Problems = append(next.Problems, p)
 		}
 	}
+	for _, f := range a.in.Bundle.Found {
+		if why := a.owned(f.Name); why.ID != "" {
+			next.Problems = append(next.Problems, manifest.Problem{Severity: manifest.Error, Rule: why.ID, Stack: f.Name, Message: why.Message})
+		}
+	}
 	gone := a.removed()
 	next.Waiting = a.holds(gone)
 	switch broken := a.broken(); {
@@ -112,11 +121,16 @@ func (a *accepting) run() {
 	}
 }
 
-// broken says that the revision as a whole does not render, as when gitops.yaml can't be read: then nothing is known of its stacks, and nothing changes.
+// broken says that the revision as a whole does not render, as when gitops.yaml can't be read: then nothing is known of its stacks, and nothing changes. Of a policy
+// source it says that its rules can't be used: those of the revision before stay in force.
 func (a *accepting) broken() *state.Reason {
 	for _, p := range a.in.Bundle.Problems {
 		if p.Stack == "" && p.Severity == manifest.Error {
-			return &state.Reason{ID: ReasonRender, Message: p.String()}
+			why := &state.Reason{ID: ReasonRender, Message: p.String()}
+			if a.src.Policy {
+				why.ID = ReasonBadPolicy
+			}
+			return why
 		}
 	}
 	return nil
@@ -128,10 +142,13 @@ func (a *accepting) holds(gone []string) []state.Reason {
 		return []state.Reason{*a.in.Unsigned}
 	}
 	rev := a.in.Bundle.Revision
-	if a.src.Approved == rev.Commit {
+	if a.in.approved || rev.Commit != "" && a.src.Approved == rev.Commit {
 		return nil
 	}
-	approve := fmt.Sprintf("gitopsctl approve %s --revision %s", a.in.Source, short(rev))
+	approve := "gitopsctl approve " + a.in.Source
+	if rev.Commit != "" { // files that are planned before they are committed have none
+		approve += " --revision " + short(rev)
+	}
 	var why []state.Reason
 	if a.src.Accepted.Commit == "" && !a.src.Yes {
 		why = append(why, state.Reason{ID: ReasonFirst, Message: "the first revision of a new source waits for a person: look at `gitopsctl plan`, then `" + approve + "`"})
@@ -180,9 +197,9 @@ func (a *accepting) renamed(gone []string) (state.Reason, bool) {
 
 func short(r manifest.Revision) string { return r.Commit[:min(8, len(r.Commit))] }
 
-// removed lists the source's stacks that the revision no longer names, sorted.
+// removed lists the source's stacks that the revision no longer names, sorted. Of a revision that can't be read as a whole, nothing is known.
 func (a *accepting) removed() []string {
-	if a.in.Bundle.Settings.PruneOff {
+	if a.in.Bundle.Settings.PruneOff || a.in.Unsigned != nil || a.broken() != nil {
 		return nil
 	}
 	found := map[string]bool{}
@@ -225,7 +242,7 @@ func (a *accepting) overBudget(gone []string) (state.Reason, bool) {
 			continue
 		}
 		at := slices.IndexFunc(a.in.Bundle.Stacks, func(n manifest.Stack) bool { return n.Name == name })
-		if at < 0 {
+		if at < 0 || a.in.Bundle.Stacks[at].PruneOff {
 			continue
 		}
 		for _, svc := range rel.Value.Names() {
@@ -261,14 +278,22 @@ func (a *accepting) stacks() {
 	}
 }
 
+// owned says that a stack of that name is another source's.
+func (a *accepting) owned(name string) state.Reason {
+	e, ok := a.v.Stacks.Get(name)
+	if !ok || e.Value.Source == a.in.Source || e.Value.Removing {
+		return state.Reason{}
+	}
+	return state.Reason{ID: ReasonOwned, Message: fmt.Sprintf("stack %s belongs to source %s: give one of them another name", name, e.Value.Source)}
+}
+
 // stack says what the revision means for one stack.
 func (a *accepting) stack(f manifest.FoundStack, spec *manifest.Stack, problems []manifest.Problem) {
 	entry, known := a.v.Stacks.Get(f.Name)
 	old := entry.Value
 	rev := a.in.Bundle.Revision
-	if known && old.Source != a.in.Source && !old.Removing {
-		a.plan.Steps = append(a.plan.Steps, Step{Action: ActBlock, Cause: CauseRevision, Source: a.in.Source, Stack: f.Name, Revision: rev,
-			Reason: state.Reason{ID: ReasonOwned, Message: fmt.Sprintf("stack %s belongs to source %s: give one of them another name", f.Name, old.Source)}})
+	if why := a.owned(f.Name); why.ID != "" {
+		a.plan.Steps = append(a.plan.Steps, Step{Action: ActBlock, Cause: CauseRevision, Source: a.in.Source, Stack: f.Name, Revision: rev, Reason: why})
 		return
 	}
 	next := old
@@ -283,16 +308,7 @@ func (a *accepting) stack(f manifest.FoundStack, spec *manifest.Stack, problems 
 	default:
 		release = releaseOf(spec)
 		next.Wanted.Release = manifest.Hash(release)
-		next.Wanted.Verdict = state.Verdict{Policy: review.Policy, Deny: review.Deny, Until: review.Until}
-		next.Wanted.Problems = append(slices.Clone(next.Wanted.Problems), review.Findings[:min(len(review.Findings), maxProblems)]...)
-		if review.Deny {
-			next.Wanted.Decision = state.DecisionBlocked
-			for _, p := range review.Findings {
-				if p.Severity == manifest.Error {
-					next.Wanted.Reasons = append(next.Wanted.Reasons, state.Reason{ID: ReasonPolicy, Message: p.String()})
-				}
-			}
-		}
+		review.judge(&next.Wanted)
 	}
 	held := a.held(old, spec)
 	if held != nil && held.ID == ReasonSuspended && old.Suspended == nil && next.Wanted.Decision == state.DecisionAccepted {
@@ -320,6 +336,21 @@ func (a *accepting) stack(f manifest.FoundStack, spec *manifest.Stack, problems 
 	item = append(item, state.Put(f.Name, entry.Version, next))
 	a.plan.Items = append(a.plan.Items, item)
 	a.plan.Steps = append(a.plan.Steps, step)
+}
+
+// judge writes the review into what is wanted of the stack.
+func (r Review) judge(w *state.Wanted) {
+	w.Verdict = state.Verdict{Policy: r.Policy, Deny: r.Deny, Until: r.Until}
+	w.Problems = append(slices.Clone(w.Problems), r.Findings[:min(len(r.Findings), maxProblems)]...)
+	if !r.Deny {
+		return
+	}
+	w.Decision = state.DecisionBlocked
+	for _, p := range r.Findings {
+		if p.Severity == manifest.Error {
+			w.Reasons = append(w.Reasons, state.Reason{ID: ReasonPolicy, Message: p.String()})
+		}
+	}
 }
 
 // held says why a stack does not follow Git although its revision is fine.
@@ -396,6 +427,38 @@ func Rendered(v *state.View, release string) (manifest.Stack, bool) {
 	return out, true
 }
 
+// Earlier is all that a failed rollout of the stack could go back to, gathered in one stack for policy to judge: the services of the stable release, and those that
+// were stable on their own. ok is false where there is nothing to go back to.
+func Earlier(v *state.View, stack string) (manifest.Stack, bool) {
+	e, ok := v.Stacks.Get(stack)
+	if !ok || e.Value.Applied == nil {
+		return manifest.Stack{}, false
+	}
+	applied, _ := v.Releases.Get(e.Value.Applied.Release)
+	stable := applied
+	if e.Value.Stable != nil {
+		stable, _ = v.Releases.Get(e.Value.Stable.Release)
+	}
+	out := stable.Value.Stack
+	seen := map[string]bool{}
+	for _, name := range applied.Value.Names() { // judged with its revision
+		seen[applied.Value.Services[name]] = true
+	}
+	add := func(hash string) {
+		if s, ok := v.Specs.Get(hash); ok && !seen[hash] {
+			seen[hash] = true
+			out.Services = append(out.Services, s.Value.Service)
+		}
+	}
+	for _, name := range stable.Value.Names() {
+		add(stable.Value.Services[name])
+	}
+	for _, svc := range v.Services.Below(stack + "/") {
+		add(svc.Value.Stable)
+	}
+	return out, len(out.Services) > 0
+}
+
 // store makes the changes that put a release and those of its specs that are new into the log.
 func (a *accepting) store(r state.Release, spec *manifest.Stack) state.Item {
 	var item state.Item
@@ -416,15 +479,25 @@ func has[T state.Object](t state.Table[T], key string) bool {
 	return ok
 }
 
-// prune marks the stacks that are gone from Git. Their tasks are stopped by Decide.
+// prune marks the stacks that are gone from Git. Their tasks are stopped by Decide. A stack that policy keeps from being removed is Blocked.
 func (a *accepting) prune(gone []string) {
+	rev := a.in.Bundle.Revision
 	for _, name := range gone {
 		e, _ := a.v.Stacks.Get(name)
 		next := e.Value
-		next.Removing = true
+		step := Step{Action: ActRemove, Cause: CausePrune, Source: a.in.Source, Stack: name, Revision: rev, Reason: state.Reason{ID: ReasonPruned, Message: fmt.Sprintf("%s no longer names it", rev)}}
+		if review := a.in.Reviews[name]; review.Deny {
+			next.Wanted = state.Wanted{Revision: rev}
+			review.judge(&next.Wanted)
+			if sameWanted(e.Value.Wanted, next.Wanted) {
+				continue
+			}
+			step.Action, step.Reason = ActBlock, next.Wanted.Reasons[0]
+		} else {
+			next.Removing = true
+		}
 		a.plan.Items = append(a.plan.Items, state.Item{state.Put(name, e.Version, next)})
-		a.plan.Steps = append(a.plan.Steps, Step{Action: ActRemove, Cause: CausePrune, Source: a.in.Source, Stack: name, Revision: a.in.Bundle.Revision,
-			Reason: state.Reason{ID: ReasonPruned, Message: fmt.Sprintf("%s no longer names it", a.in.Bundle.Revision)}})
+		a.plan.Steps = append(a.plan.Steps, step)
 	}
 }
 

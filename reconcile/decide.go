@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"time"
 
+	"github.com/gitopsd/gitopsd/reconcile/converge"
 	"github.com/gitopsd/gitopsd/reconcile/rollout"
 	"github.com/gitopsd/gitopsd/reconcile/schedule"
 	"github.com/gitopsd/gitopsd/reconcile/state"
@@ -140,6 +142,8 @@ func (s *stackRun) service(name string) {
 	want := s.release.Services[name]
 	var item state.Item
 	switch {
+	case (!known || svc.Removing) && s.denied().ID != "":
+		return
 	case !known, svc.Removing:
 		svc = state.Service{Target: want, Revision: s.next.Applied.Revision, Step: state.StepUpdating, Started: s.now.Log, Restart: svc.Restart, Gen: svc.Gen}
 	case svc.Target != want && svc.Bad != want:
@@ -200,14 +204,29 @@ func (s *stackRun) step(st Step) {
 	s.plan.Steps = append(s.plan.Steps, st)
 }
 
-// hold says why running tasks of a service may not be replaced now: a service that it depends on is itself being updated.
-func (s *stackRun) hold(name string, target *manifest.Service) state.Reason {
-	for _, dep := range target.DependsOn {
-		if up, ok := s.services[dep.Service]; ok && (up.Step == state.StepUpdating || up.Step == state.StepRollback) {
-			return state.Reason{ID: ReasonDependency, Message: fmt.Sprintf("%s waits for %s to be updated", name, dep.Service)}
-		}
+// denied says why policy denies what the stack was told to be, since a newer policy or the end of an exemption. What runs of it is healed; the rest of it does not start.
+func (s *stackRun) denied() state.Reason {
+	if w := s.next.Wanted; w.Decision == state.DecisionBlocked && w.Verdict.Deny && w.Release == s.next.Applied.Release {
+		return w.Reasons[0]
 	}
 	return state.Reason{}
+}
+
+// hold says why running tasks of a service may not be replaced now: policy denies it, or a service that it depends on is itself being updated, or stalled.
+func (s *stackRun) hold(name string, target *manifest.Service) state.Reason {
+	if why := s.denied(); why.ID != "" {
+		return why
+	}
+	var stalled state.Reason
+	for _, dep := range target.DependsOn {
+		switch up := s.services[dep.Service]; up.Step {
+		case state.StepUpdating, state.StepRollback:
+			return state.Reason{ID: ReasonDependency, Message: fmt.Sprintf("%s waits for %s to be updated", name, dep.Service)}
+		case state.StepPaused:
+			stalled = state.Reason{ID: converge.ReasonDependedOn, Message: fmt.Sprintf("%s, which it depends on, stalled: %s", dep.Service, up.Reason.Message)}
+		}
+	}
+	return stalled
 }
 
 func (s *stackRun) canRollBack(svc state.Service) bool {
@@ -217,7 +236,7 @@ func (s *stackRun) canRollBack(svc state.Service) bool {
 // goesBack says whether a service that is fine goes back because another one of its stack failed (rollback: stack).
 func (s *stackRun) goesBack(name string, svc state.Service) bool {
 	back := s.entry.Value.Back
-	if back == nil || s.next.Stable == nil || svc.Target != s.release.Services[name] || svc.Bad != "" {
+	if back == nil || s.entry.Value.Banned != nil || s.next.Stable == nil || svc.Target != s.release.Services[name] || svc.Bad != "" {
 		return false
 	}
 	stable, ok := s.v.Releases.Get(s.next.Stable.Release)
@@ -269,7 +288,7 @@ func (s *stackRun) slots(key string, svc state.Service, target *manifest.Service
 			if ok {
 				effect, _ = manifest.Compare(was, target)
 			}
-			t.Current = effect != manifest.Replace
+			t.Current = effect != manifest.Replace && (slices.Equal(was.Ports, target.Ports) || s.portsFree(t.Node, key, target))
 			if t.Current && t.Desired != state.DesiredStop {
 				adopt = append(adopt, t)
 			}
@@ -290,6 +309,13 @@ func (s *stackRun) slots(key string, svc state.Service, target *manifest.Service
 		slices.SortFunc(slots[i].Tasks, func(a, b rollout.Task) int { return cmp.Compare(a.Gen, b.Gen) })
 	}
 	return slots, adopt
+}
+
+// portsFree says whether the service may have the host ports of its target on a node, and takes them if so: what changes in place is not placed, so nobody else asks.
+func (d *decision) portsFree(node, key string, target *manifest.Service) bool {
+	nodes := d.places()
+	at := slices.IndexFunc(nodes, func(n schedule.Node) bool { return n.ID == node })
+	return at < 0 || nodes[at].Publish(key, target)
 }
 
 // replicas is the number of slots that a service should have.
@@ -325,7 +351,7 @@ func (s *stackRun) moves(name string, svc *state.Service, target *manifest.Servi
 			}
 			item = append(item, s.make(name, svc, target, m)...)
 		case rollout.Run:
-			t.Task.Desired = state.DesiredRun
+			t.Task.Desired, t.Task.Made = state.DesiredRun, s.now.Log // the slot is free: its time begins now
 			item = append(item, state.Put(t.ID, t.Version, t.Task))
 			s.step(Step{Action: ActStart, Cause: CauseRevision, Service: name, Task: t.ID, Node: t.Node, Revision: t.Revision, Reason: t.Why})
 		case rollout.Done:
@@ -552,13 +578,21 @@ func (s *stackRun) remove() {
 func (s *stackRun) outcome() {
 	o := &s.next.Outcome
 	var stalled, back *state.Service
-	for _, name := range sortedKeys(s.services) {
-		svc := s.services[name]
+	denied, held := s.denied(), false
+	for _, name := range s.release.Names() {
+		svc, there := s.services[name]
 		switch {
 		case svc.Step == state.StepPaused:
-			stalled = &svc
-		case svc.Step != state.StepDone:
-			return // not known yet
+			if stalled == nil || stalled.Reason.ID == converge.ReasonDependedOn { // what stalled by itself tells more than what waits for it
+				stalled = &svc
+			}
+		case (!there || svc.Step != state.StepDone) && denied.ID != "":
+			held = true
+		case !there || svc.Step != state.StepDone: // not known yet
+			if o.Kind == state.Stalled && o.Reason.ID == ReasonPolicy { // it goes on
+				o.Kind, o.Reason, o.Ended = "", state.Reason{}, time.Time{}
+			}
+			return
 		case svc.Bad != "" && svc.Bad == s.release.Services[name]:
 			back = &svc
 		}
@@ -567,6 +601,8 @@ func (s *stackRun) outcome() {
 	switch {
 	case stalled != nil:
 		kind, why = state.Stalled, state.Reason{ID: cmp.Or(stalled.Reason.ID, rollout.ReasonPaused), Message: stalled.Reason.Message}
+	case held:
+		kind, why = state.Stalled, denied
 	case back != nil:
 		kind, why, to = state.RolledBack, back.Reason, back.Revision
 	}

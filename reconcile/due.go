@@ -26,8 +26,8 @@ func Due(v *state.View, decided uint64, wakes map[string]time.Time, now time.Tim
 		changed, _ := v.Since(decided, table)
 		all = all || len(changed) > 0
 	}
-	tasks, _ := v.Since(decided, "tasks")
-	if freed := slices.ContainsFunc(tasks, func(id string) bool { return !has(v.Tasks, id) }); freed && !all {
+	// A task that is gone leaves its place, one that changed in place may have left a port.
+	if tasks, _ := v.Since(decided, "tasks"); len(tasks) > 0 && !all {
 		for key, s := range v.Services.All() {
 			if s.Value.Reason.ID == ReasonNoPlace || s.Value.Reason.ID == ReasonNoAddress {
 				name, _, _ := strings.Cut(key, "/")

@@ -21,13 +21,10 @@ func Preview(v *state.View, in Intake, now Now) (Plan, error) {
 	for _, why := range asking.holds(asking.removed()) {
 		out.Steps = append(out.Steps, Step{Action: ActWait, Cause: CauseRevision, Source: in.Source, Revision: in.Bundle.Revision, Reason: why})
 	}
-	if len(out.Steps) > 0 {
-		src.Value.Approved = in.Bundle.Revision.Commit
-		if err := try(fork, now, state.Item{state.Set(in.Source, src.Value)}); err != nil {
-			return out, err
-		}
-		in.Unsigned = nil
+	if in.Unsigned != nil { // nobody can approve it, and nothing of it was rendered
+		return out, nil
 	}
+	in.approved = true
 	first := Accept(fork.View(), in)
 	if err := try(fork, now, first.Items...); err != nil {
 		return out, err
@@ -44,12 +41,24 @@ func Preview(v *state.View, in Intake, now Now) (Plan, error) {
 			out.Steps = append(out.Steps, s)
 		}
 	}
+	out.Steps = append(out.Steps, refused(after, in, first)...)
 	for _, s := range Decide(after, now).Steps {
 		if s.Action == ActRefuse {
 			out.Steps = append(out.Steps, s)
 		}
 	}
 	return out, nil
+}
+
+// Back says, service by service, what it would change if a stack were told to be a release that is kept, as a person's rollback does.
+func Back(v *state.View, stack string, to state.Applied, now Now) ([]Step, error) {
+	fork := state.Fork(v)
+	e, _ := v.Stacks.Get(stack)
+	Follow(&e.Value, to, now.Log)
+	if err := try(fork, now, state.Item{state.Set(stack, e.Value)}); err != nil {
+		return nil, err
+	}
+	return services(v, fork.View(), Step{Cause: CausePerson, Source: e.Value.Source, Stack: stack, Revision: to.Revision}), nil
 }
 
 // try applies items to a fork.
@@ -63,6 +72,29 @@ func try(s *state.State, now Now, items ...state.Item) error {
 		err = fmt.Errorf("try a revision: %d of %d items do not fit the state", len(res.Refused), len(items))
 	}
 	return err
+}
+
+// refused tells of the revision's stacks that are Blocked or Failed, and were before: Accept has no step for what is no news.
+func refused(v *state.View, in Intake, told Plan) []Step {
+	var out []Step
+	news := told.Stacks()
+	for _, f := range in.Bundle.Found {
+		e, ok := v.Stacks.Get(f.Name)
+		w := e.Value.Wanted
+		if _, is := slices.BinarySearch(news, f.Name); is || !ok || e.Value.Source != in.Source || len(w.Reasons) == 0 {
+			continue
+		}
+		s := Step{Action: ActBlock, Cause: CauseRevision, Source: in.Source, Stack: f.Name, Revision: in.Bundle.Revision, Reason: w.Reasons[0]}
+		switch w.Decision {
+		case state.DecisionFailed:
+			s.Action = ActFail
+		case state.DecisionBlocked:
+		default:
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 // services says what an accepted stack means for each of its services.
@@ -79,7 +111,7 @@ func services(before, after *state.View, s Step) []Step {
 	}
 	for _, name := range rel.Value.Names() {
 		spec, _ := after.Specs.Get(rel.Value.Services[name])
-		step := Step{Cause: CauseRevision, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision}
+		step := Step{Cause: s.Cause, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision}
 		svc, known := before.Services.Get(state.ServiceKey(s.Stack, name))
 		was, ok := before.Specs.Get(svc.Value.Target)
 		if !known || !ok {
@@ -102,7 +134,7 @@ func services(before, after *state.View, s Step) []Step {
 	}
 	for key := range before.Services.Below(s.Stack + "/") {
 		name := key[len(s.Stack)+1:]
-		if _, kept := rel.Value.Services[name]; !kept {
+		if _, kept := rel.Value.Services[name]; !kept && !rel.Value.Stack.PruneOff {
 			out = append(out, Step{Action: ActRemove, Cause: CausePrune, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision, Reason: state.Reason{ID: ReasonPruned, Message: "the revision no longer names it"}})
 		}
 	}

@@ -20,14 +20,17 @@ import (
 //
 //	node NAME [memory=N] [block=CIDR]     a node joins
 //	source NAME [yes]                     a source is added; yes: its first revision needs no approval
-//	commit ID [source=NAME] [rewind|unsigned]    a revision of the source is judged: what Accept says
+//	commit ID [source=NAME] [rewind|unsigned|unreadable] [frozen=STACK]    a revision of the source is judged: what Accept says; frozen: policy denies
+//	                                      what it does to the stack
 //	again                                 the newest revision is judged again, as after a person's word
 //	approve / suspend STACK / resume STACK / pin STACK / restart STACK/SERVICE     a person's words
+//	ban STACK                             policy denies what the stack would be rolled back to
 //	decide                                one plan of Decide, which goes into the log
 //	settle [steps]                        nodes work and plans go in until nothing happens; steps: shows the plans
 //	report TASK PHASE [failures=N] [why=TEXT]    what a node says
 //	advance D                             log time passes
 //	preview ID                            a revision as a dry run
+//	back STACK                            the revision before as a dry run
 //	status [STACK] / tasks / networks / volumes / ports / history STACK
 //
 // An image named crash… ends with code 1, sick… never gets healthy, missing… does not exist, done… ends with 0.
@@ -134,6 +137,20 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			e.Value.Pinned = &state.Reason{ID: reconcile.ReasonPinned, Message: fmt.Sprintf("rolled back to %s: by alice", o.Revision)}
 		}
 		w.put(state.Put(arg(0), e.Version, e.Value))
+	case "ban":
+		e, _ := w.view().Stacks.Get(arg(0))
+		e.Value.Banned = &state.Reason{ID: reconcile.ReasonPolicy, Message: "policy denies it today"}
+		w.put(state.Put(arg(0), e.Version, e.Value))
+	case "back":
+		e, _ := w.view().Stacks.Get(arg(0))
+		o := e.Value.History[0]
+		steps, err := reconcile.Back(w.view(), arg(0), state.Applied{Revision: o.Revision, Release: o.Release}, w.time())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range steps {
+			w.say("%s (%s)", line(s), s.Cause)
+		}
 	case "unpin":
 		e, _ := w.view().Stacks.Get(arg(0))
 		e.Value.Pinned = nil
@@ -266,6 +283,15 @@ func (w *world) intake(d *datadriven.TestData) reconcile.Intake {
 	}
 	if d.HasArg("unsigned") {
 		in.Unsigned = &state.Reason{ID: reconcile.ReasonUnsigned, Message: "the commit has no signature of an allowed signer"}
+	}
+	if d.HasArg("unreadable") {
+		in.Bundle.Problems = []manifest.Problem{{Severity: manifest.Error, Rule: "settings-key", File: "gitops.yaml", Line: 3, Message: "stakcs is not a key here"}}
+	}
+	if d.HasArg("frozen") {
+		var stack string
+		d.ScanArgs(w.t, "frozen", &stack)
+		in.Reviews[stack] = reconcile.Review{Deny: true, Policy: "p2",
+			Findings: []manifest.Problem{{Severity: manifest.Error, Rule: "custom/freeze", Stack: stack, Message: "nothing changes on Fridays"}}}
 	}
 	return in
 }

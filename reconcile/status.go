@@ -84,8 +84,10 @@ type ServiceStatus struct {
 type TaskStatus struct {
 	state.Task
 	Report state.Report `json:"report"`
-	Since  time.Time    `json:"since"` // log time of the last report
-	Image  string       `json:"image"`
+	// NodeName is what people call the node.
+	NodeName string    `json:"nodeName,omitempty"`
+	Since    time.Time `json:"since"` // log time of the last report
+	Image    string    `json:"image"`
 }
 
 // StatusOf tells of one stack; ok is false when there is none of that name.
@@ -216,7 +218,8 @@ func serviceStatus(v *state.View, stack, name string) ServiceStatus {
 	var trouble, drift state.Reason
 	for id, t := range v.Tasks.Below(key + ".") {
 		r, _ := v.Reports.Get(id)
-		ts := TaskStatus{Task: t.Value, Report: r.Value, Since: r.At}
+		node, _ := v.Nodes.Get(t.Value.Node)
+		ts := TaskStatus{Task: t.Value, Report: r.Value, NodeName: node.Value.Name, Since: r.At}
 		if was, ok := v.Specs.Get(t.Value.Spec); ok {
 			ts.Image = was.Value.Service.Main().Image
 		}

@@ -64,7 +64,7 @@ func sourcesOf(v *state.View) []SourceStatus {
 	for name, e := range v.Sources.All() {
 		s := e.Value
 		st := SourceStatus{Name: name, URL: s.URL, Branch: s.Branch, Tag: s.Tag, Path: s.Path, Interval: s.Interval, Verify: s.Verify, Auth: s.Auth != "",
-			Seen: s.Seen, Accepted: s.Accepted, Waiting: s.Waiting, Trouble: s.Trouble, Problems: s.Problems, Stacks: stacks[name]}
+			Seen: s.Seen, Accepted: s.Accepted, Waiting: s.Waiting, Trouble: s.Trouble, Problems: s.Problems, Stacks: stacks[name], Policy: s.Policy, PolicyHash: s.PolicyHash}
 		switch {
 		case s.Removing:
 			st.State = SourceRemoving
@@ -102,15 +102,26 @@ func historyOf(v *state.View, stack string) (StackHistory, error) {
 func volumesOf(v *state.View) []VolumeInfo {
 	out := []VolumeInfo{}
 	for k, e := range v.Volumes.All() {
-		out = append(out, VolumeInfo{Key: k, Volume: e.Value, Since: e.At})
+		out = append(out, VolumeInfo{Key: k, Volume: e.Value, NodeName: nodeName(v, e.Value.Node), Since: e.At})
 	}
 	slices.SortStableFunc(out, func(a, b VolumeInfo) int { return strings.Compare(a.Stack+"\x00"+a.Name, b.Stack+"\x00"+b.Name) })
 	return out
 }
 
+// nodeName is what people call a node.
+func nodeName(v *state.View, id string) string {
+	n, _ := v.Nodes.Get(id)
+	return n.Value.Name
+}
+
+// secretsOf lists the secrets that people or revisions brought. What the cluster keeps for itself, as its own key and the credentials of sources, has a / in its
+// name and no stack.
 func secretsOf(v *state.View) []SecretInfo {
 	out := []SecretInfo{}
 	for k, e := range v.Secrets.All() {
+		if e.Value.Stack == "" && strings.Contains(k, "/") {
+			continue
+		}
 		out = append(out, SecretInfo{Name: k, Stack: e.Value.Stack, Since: e.At, Nodes: len(e.Value.Keys)})
 	}
 	return out
@@ -226,6 +237,8 @@ func (j *journey) progress(v *state.View, src state.Source, name string) Progres
 		return p
 	case len(src.Waiting) > 0:
 		p.End, p.Reason = EndBlocked, src.Waiting[0]
+	case src.Trouble != nil && src.Trouble.ID == reconcile.ReasonRender:
+		p.End, p.Reason = EndFailed, *src.Trouble
 	case s.Wanted.Decision == state.DecisionFailed:
 		p.End = EndFailed
 	case s.Wanted.Decision == state.DecisionBlocked:

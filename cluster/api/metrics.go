@@ -50,6 +50,11 @@ func newMetrics(c Config) *metrics {
 	build.WithLabelValues(c.Version, c.Node).Set(1)
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(m, m.requests, build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if c.Rendered != nil {
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "gitopsd_stacks_rendered_total", Help: "Stacks that were rendered: what did not change is not.",
+		}, func() float64 { return float64(c.Rendered()) }))
+	}
 	m.Handler = promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	return m
 }

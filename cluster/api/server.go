@@ -40,7 +40,9 @@ type Config struct {
 	Backend Backend
 	Live    Live
 	Planner Planner
-	Log     *slog.Logger // nil = nothing is logged
+	// Rendered counts the stacks that were rendered since the daemon started; nil = that is not told.
+	Rendered func() int
+	Log      *slog.Logger // nil = nothing is logged
 }
 
 // Server answers on a unix socket of mode 0600.
@@ -335,6 +337,9 @@ func (s *Server) drift(r *http.Request) (any, error) {
 			return nil, fmt.Errorf("look at what runs of stack %s: %w", name, err)
 		}
 		out = append(out, d...)
+	}
+	for i := range out {
+		out[i].NodeName = nodeName(v, out[i].Node)
 	}
 	maskDrift(out)
 	return out, nil

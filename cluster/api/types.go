@@ -3,7 +3,9 @@ package api
 import (
 	"fmt"
 	"log/slog"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gitopsd/gitopsd/policy"
@@ -72,11 +74,15 @@ func (op Operation) Check() error {
 	case OpApprove:
 		return need((op.Source == "") != (op.Stack == ""), "a source or a stack")
 	case OpSourceAdd:
-		return need(op.SourceSpec != nil && op.SourceSpec.Name != "" && op.SourceSpec.URL != "", "a source with a name and a URL")
+		if err := need(op.SourceSpec != nil && op.SourceSpec.Name != "" && op.SourceSpec.URL != "", "a source with a name and a URL"); err != nil {
+			return err
+		}
+		return need(sourceName.MatchString(op.SourceSpec.Name), "a name of a source of letters, digits, ., - and _, that begins with a letter or digit, of at most 63 characters")
 	case OpSourceRemove:
 		return need(op.Source != "", "a source")
 	case OpSecretSet, OpSecretRemove:
-		return need(op.Secret != nil && op.Secret.Name != "", "a secret with a name")
+		// With a slash are the names of what a revision brought, and of what the cluster keeps for itself.
+		return need(op.Secret != nil && op.Secret.Name != "" && !strings.Contains(op.Secret.Name, "/"), "a secret with a name, which has no / in it")
 	}
 	return nil
 }
@@ -89,6 +95,9 @@ type Result struct {
 	Revision manifest.Revision `json:"revision,omitzero"` // sync: the tip that was judged; rollback: where to
 	Again    bool              `json:"again,omitempty"`   // the same id had been done before
 }
+
+// sourceName keeps names apart from flags, paths and the lines of a table.
+var sourceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
 
 // SourceSpec is a source as a person asks for it, with its credentials. It never prints them.
 type SourceSpec struct {
@@ -107,6 +116,8 @@ type SourceSpec struct {
 	KnownHosts string            `json:"knownHosts,omitempty"`
 	CA         string            `json:"ca,omitempty"`  // PEM certificates that are trusted beside the system's
 	Yes        bool              `json:"yes,omitempty"` // its first revision needs no approval
+	// Policy says that it holds the policy (policy.yaml, exemptions.yaml, *.rego), and no stacks.
+	Policy bool `json:"policy,omitempty"`
 }
 
 // String names the source and none of its credentials.
@@ -230,12 +241,14 @@ func (p Preview) Empty() bool { return len(p.Steps) == 0 }
 
 // TaskDrift is a task that is not what it should be.
 type TaskDrift struct {
-	Task    string        `json:"task"` // its id, or of a stranger: the container's
-	Stack   string        `json:"stack"`
-	Service string        `json:"service,omitempty"`
-	Node    string        `json:"node,omitempty"`
-	Drift   []state.Drift `json:"drift"`
-	Healed  bool          `json:"healed,omitempty"` // the stack heals drift; else it only reports it
+	Task    string `json:"task"` // its id, or of a stranger: the container's
+	Stack   string `json:"stack"`
+	Service string `json:"service,omitempty"`
+	Node    string `json:"node,omitempty"`
+	// NodeName is what people call the node. The server fills it in.
+	NodeName string        `json:"nodeName,omitempty"`
+	Drift    []state.Drift `json:"drift"`
+	Healed   bool          `json:"healed,omitempty"` // the stack heals drift; else it only reports it
 }
 
 // LogQuery says which lines of which tasks.
@@ -313,6 +326,9 @@ type SourceStatus struct {
 	Trouble  *state.Reason      `json:"trouble,omitempty"`
 	Problems []manifest.Problem `json:"problems,omitempty"`
 	Stacks   int                `json:"stacks"`
+	// Policy says that it holds the policy; PolicyHash is that of the policy in force, as verdicts name it.
+	Policy     bool   `json:"policy,omitempty"`
+	PolicyHash string `json:"policyHash,omitempty"`
 }
 
 // The states of a source.
@@ -328,7 +344,8 @@ const (
 type VolumeInfo struct {
 	Key string `json:"key"`
 	state.Volume
-	Since time.Time `json:"since"` // log time
+	NodeName string    `json:"nodeName,omitempty"` // what people call the node
+	Since    time.Time `json:"since"`              // log time
 }
 
 // SecretInfo says that there is a secret of that name. Its value never leaves the node that uses it.

@@ -132,6 +132,14 @@ func (g cgroup) first() int {
 	return found
 }
 
+// frozen says whether the processes of the group are stopped as a whole.
+func (g cgroup) frozen() bool {
+	if g.unified {
+		return g.read("", "cgroup.freeze") == "1"
+	}
+	return g.read("freezer", "freezer.state") == "FROZEN"
+}
+
 // Stats implements [worker.Inspector].
 func (r *Runtime) Stats(ctx context.Context, id string) (worker.Stats, error) {
 	rec, err := r.client.ContainerService().Get(r.in(ctx), id)
@@ -142,11 +150,12 @@ func (r *Runtime) Stats(ctx context.Context, id string) (worker.Stats, error) {
 	var s worker.Stats
 	var used, cache int64
 	if g.unified {
-		used, cache = g.number("", "memory.current"), g.field("", "memory.stat", "inactive_file")
+		// The cache first: read after the whole, it could have grown beyond it.
+		cache, used = g.field("", "memory.stat", "inactive_file"), g.number("", "memory.current")
 		s.CPUTotal = time.Duration(g.field("", "cpu.stat", "usage_usec")) * time.Microsecond
 		s.Pids = g.number("", "pids.current")
 	} else {
-		used, cache = g.number("memory", "memory.usage_in_bytes"), g.field("memory", "memory.stat", "total_inactive_file")
+		cache, used = g.field("memory", "memory.stat", "total_inactive_file"), g.number("memory", "memory.usage_in_bytes")
 		s.CPUTotal = time.Duration(g.number("cpuacct", "cpuacct.usage"))
 		s.Pids = g.number("pids", "pids.current")
 	}
@@ -158,8 +167,8 @@ func (r *Runtime) Stats(ctx context.Context, id string) (worker.Stats, error) {
 }
 
 // removeCgroups removes a group and all below it, in each hierarchy, and those above it that runc made on the way and that are empty now.
-// A group that still has processes is left, with an error.
-func removeCgroups(parent string) error {
+// A group that still has processes after a while is left, with an error.
+func removeCgroups(ctx context.Context, parent string) error {
 	if path.Clean(parent) == "/" {
 		return nil
 	}
@@ -191,7 +200,7 @@ func removeCgroups(parent string) error {
 			return fmt.Errorf("list cgroups below %s: %w", parent, err)
 		}
 		for i := len(dirs) - 1; i >= 0; i-- { // children come after their parents
-			if err := unix.Rmdir(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := removeGroup(ctx, dirs[i]); err != nil {
 				return fmt.Errorf("remove cgroup %s: %w", dirs[i], err)
 			}
 		}
@@ -202,4 +211,29 @@ func removeCgroups(parent string) error {
 		}
 	}
 	return nil
+}
+
+// emptyTime is how long a group may take to become empty: the kernel takes processes out of theirs some time after they were waited for.
+const emptyTime = 10 * time.Second
+
+// removeGroup removes one directory of a hierarchy, when it is empty.
+func removeGroup(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, emptyTime)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.Rmdir(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
 }

@@ -61,9 +61,9 @@ func (r *Runtime) create(ctx context.Context, spec *worker.ContainerSpec, img *i
 	if err != nil {
 		return fmt.Errorf("encode the spec of %s: %w", spec.ID, err)
 	}
-	var runc typeurl.Any
-	if r.o.RuntimeBinary != "" {
-		if runc, err = typeurl.MarshalAny(&options.Options{BinaryName: r.o.RuntimeBinary}); err != nil {
+	runtime := containers.RuntimeInfo{Name: firstOf(spec.Spec.Runtime, runtimeName)}
+	if runtime.Name == runtimeName && r.o.RuntimeBinary != "" {
+		if runtime.Options, err = typeurl.MarshalAny(&options.Options{BinaryName: r.o.RuntimeBinary}); err != nil {
 			return fmt.Errorf("encode the options of runc: %w", err)
 		}
 	}
@@ -77,7 +77,7 @@ func (r *Runtime) create(ctx context.Context, spec *worker.ContainerSpec, img *i
 	// The record comes first: it refuses a second container of this id, and containerd keeps the snapshot for its sake.
 	_, err = r.client.ContainerService().Create(ctx, containers.Container{
 		ID: spec.ID, Labels: labels, Image: img.record, Spec: encoded, Snapshotter: r.o.Snapshotter, SnapshotKey: spec.ID,
-		Runtime: containers.RuntimeInfo{Name: runtimeName, Options: runc},
+		Runtime: runtime,
 	})
 	if err != nil {
 		return wrap(err, "create container %s", spec.ID)
@@ -106,8 +106,7 @@ func (r *Runtime) create(ctx context.Context, spec *worker.ContainerSpec, img *i
 	if err != nil {
 		return err
 	}
-	// Not with ctx: containerd goes on with what it began when its caller leaves, and the shim of a container that was removed meanwhile would stay for ever.
-	whole, done := cleanup(ctx)
+	whole, done := wholly(ctx)
 	defer done()
 	_, err = r.client.TaskService().Create(whole, &tasks.CreateTaskRequest{
 		ContainerID: spec.ID, Rootfs: mount.ToProto(rootfs), Terminal: spec.Spec.TTY, Stdout: output, Stderr: stderrOf(output, spec.Spec.TTY),
@@ -284,7 +283,7 @@ func (r *Runtime) removeTask(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	whole, done := cleanup(ctx) // as in create: a shim that is half removed stays, and nobody knows of it any more
+	whole, done := wholly(ctx)
 	defer done()
 	_, err = ts.Delete(whole, &tasks.DeleteTaskRequest{ContainerID: id})
 	if err == nil || errdefs.IsNotFound(native(err)) {

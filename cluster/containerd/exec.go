@@ -104,11 +104,17 @@ func (x *execution) run(ctx context.Context, task client.Task, spec *specs.Proce
 		ctx, cancel = context.WithTimeout(ctx, x.req.Timeout)
 		defer cancel()
 	}
+	if ctx.Err() != nil {
+		return 0, x.failed(ctx, ctx.Err())
+	}
 	// Cleaning up must not end with the command's time.
 	after, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stdin := &endingReader{r: x.req.Stdin, end: make(chan struct{})}
-	p, err := task.Exec(ctx, "x"+randomID(), spec, x.streams(stdin, fifos))
+	// Nor is a start given up halfway: the shim would go on with it, and nobody would end what it started.
+	whole, done := cleanup(ctx)
+	defer done()
+	p, err := task.Exec(whole, "x"+randomID(), spec, x.streams(stdin, fifos))
 	if err != nil {
 		return 0, x.failed(ctx, err)
 	}
@@ -123,7 +129,7 @@ func (x *execution) run(ctx context.Context, task client.Task, spec *specs.Proce
 	if err != nil {
 		return 0, wrap(err, "%s", x.tried)
 	}
-	if err := p.Start(ctx); err != nil {
+	if err := p.Start(whole); err != nil {
 		return 0, x.failed(ctx, err)
 	}
 	var resizing sync.WaitGroup

@@ -123,6 +123,12 @@ func (r *Runtime) pull(ctx context.Context, n reference.Named, d digest.Digest, 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	// What a pull that fails has brought must live until it is looked at.
+	ctx, done, err := r.client.WithLease(ctx)
+	if err != nil {
+		return wrap(err, "pull image %s", reference.FamiliarString(n))
+	}
+	defer r.release(ctx, done)
 	start := time.Now()
 	_, err = r.client.Pull(ctx, pinned(n, d), client.WithPullUnpack, client.WithPullSnapshotter(r.o.Snapshotter),
 		client.WithPlatformMatcher(match), client.WithResolver(r.resolver()), client.WithPullLabel(managedLabel, "true"))
@@ -242,14 +248,8 @@ func (r *Runtime) Import(ctx context.Context, from io.Reader) ([]string, error) 
 	if err != nil {
 		return nil, wrap(err, "import images")
 	}
-	defer func() {
-		ctx, cancel := cleanup(ctx)
-		defer cancel()
-		if err := done(ctx); err != nil {
-			r.o.Logger.Warn("an import left a lease behind; it expires within a day", "error", err)
-		}
-	}()
-	loaded, err := r.client.Import(ctx, from, client.WithImageLabels(map[string]string{managedLabel: "true"}), client.WithAllPlatforms(true),
+	defer r.release(ctx, done)
+	loaded, err := r.client.Import(ctx, from, client.WithImageLabels(map[string]string{managedLabel: "true", importedLabel: "true"}), client.WithAllPlatforms(true),
 		client.WithSkipMissing(), client.WithImageRefTranslator(longName))
 	if err != nil {
 		return nil, fmt.Errorf("import images: the archive cannot be read: %s", plain(err))
@@ -273,6 +273,15 @@ func (r *Runtime) Import(ctx context.Context, from io.Reader) ([]string, error) 
 	}
 	slices.Sort(refs)
 	return slices.Compact(refs), nil
+}
+
+// release ends a lease on content.
+func (r *Runtime) release(ctx context.Context, done func(context.Context) error) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	if err := done(ctx); err != nil {
+		r.o.Logger.Warn("a lease on images was left behind; it expires within a day", "error", err)
+	}
 }
 
 // unpack makes the snapshots of an image's layers, for this node's platform where the image has it, else for what it has.
@@ -474,8 +483,8 @@ func (f *imageFile) facts() worker.ImageConfig {
 	return c
 }
 
-// PruneImages removes the images whose digest is not in keep and that no container was made from, and tells their names.
-func (r *Runtime) PruneImages(ctx context.Context, keep []string) ([]string, error) {
+// Prune implements [worker.Images].
+func (r *Runtime) Prune(ctx context.Context, keep []string, before time.Time) ([]string, error) {
 	ctx = r.in(ctx)
 	records, err := r.client.ContainerService().List(ctx)
 	if err != nil {
@@ -488,23 +497,25 @@ func (r *Runtime) PruneImages(ctx context.Context, keep []string) ([]string, err
 	for _, rec := range records {
 		used[rec.Labels[digestLabel]] = true
 	}
-	var gone []string
-	err = r.removeImages(ctx, func(name, dgst string) bool {
-		if !used[dgst] {
-			gone = append(gone, name)
-		}
-		return used[dgst]
-	})
-	return gone, err
-}
-
-// removeImages removes the records of all images but those to keep, then what only they held: the last removal waits for that.
-func (r *Runtime) removeImages(ctx context.Context, keep func(name, dgst string) bool) error {
 	list, err := r.client.ImageService().List(ctx)
 	if err != nil {
-		return wrap(err, "list images")
+		return nil, wrap(err, "list images")
 	}
-	list = slices.DeleteFunc(list, func(i images.Image) bool { return keep(i.Name, i.Target.Digest.String()) })
+	for _, i := range list { // one name that is to stay keeps all names of the content
+		if i.Labels[importedLabel] != "" || !i.UpdatedAt.Before(before) {
+			used[i.Target.Digest.String()] = true
+		}
+	}
+	list = slices.DeleteFunc(list, func(i images.Image) bool { return used[i.Target.Digest.String()] })
+	var gone []string
+	for _, i := range list {
+		gone = append(gone, i.Name)
+	}
+	return gone, r.removeImages(ctx, list)
+}
+
+// removeImages removes the records of images, then what only they held: the last removal waits for that.
+func (r *Runtime) removeImages(ctx context.Context, list []images.Image) error {
 	slices.SortFunc(list, func(a, b images.Image) int { return cmp.Compare(a.Name, b.Name) })
 	for i, rec := range list {
 		var opts []images.DeleteOpt

@@ -45,6 +45,11 @@ var lab struct {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if code != 0 && lab.sup != nil {
+		if log, err := os.ReadFile(lab.sup.LogFile()); err == nil {
+			fmt.Fprintf(os.Stderr, "the end of containerd's log:\n%s\n", log[max(0, len(log)-8<<10):])
+		}
+	}
 	if lab.end != nil {
 		lab.end()
 	}

@@ -157,6 +157,7 @@ func (r *Runtime) Close() error { return r.client.Close() }
 // Labels and names that mark what is ours in containerd.
 const (
 	managedLabel  = "gitopsd/managed"
+	importedLabel = "gitopsd/imported" // an image that a person brought: it stays until a person takes it away
 	internalLabel = "gitopsd.runtime/" // labels with this prefix are this package's own and are not shown
 	imageLabel    = internalLabel + "image"
 	digestLabel   = internalLabel + "digest"
@@ -176,13 +177,23 @@ var silent = logrus.NewEntry(&logrus.Logger{
 	Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}, Level: logrus.PanicLevel,
 })
 
+// taskTime bounds the calls that make and remove a container's process. A machine that has just started, with all its tasks to start at once and
+// a slow disk, takes long for one of them.
+const taskTime = 3 * time.Minute
+
+// wholly is a context for a call that must come to its end: containerd goes on with what it began when its caller leaves, and what is half made or half
+// removed then stays, with a shim that nobody knows of any more.
+func wholly(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), taskTime)
+}
+
 // cleanup is a context for what must be done although ctx may be over.
 func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 }
 
-// appArmorProfile is the name under which the default profile is loaded.
-const appArmorProfile = "gitopsd-default"
+// appArmorProfile is the name under which the default profile is loaded: one for each agent, so that it can go with the agent.
+func (r *Runtime) appArmorProfile() string { return r.o.Namespace + "-default" }
 
 // loadAppArmor loads the default profile where the kernel has AppArmor and names it. A kernel without AppArmor has none; neither has a
 // machine without its parser, which is logged.
@@ -195,11 +206,20 @@ func (r *Runtime) loadAppArmor() string {
 		r.o.Logger.Warn("containers run without an AppArmor profile: apparmor_parser is not installed")
 		return ""
 	}
-	if err := apparmor.LoadDefaultProfile(appArmorProfile); err != nil {
+	if err := apparmor.LoadDefaultProfile(r.appArmorProfile()); err != nil {
 		r.o.Logger.Warn("containers run without an AppArmor profile", "error", err)
 		return ""
 	}
-	return appArmorProfile
+	return r.appArmorProfile()
+}
+
+// unloadAppArmor takes the profile out of the kernel (apparmorfs: a name that is written to .remove). Nothing is confined by it any more.
+func (r *Runtime) unloadAppArmor() error {
+	err := os.WriteFile("/sys/kernel/security/apparmor/.remove", []byte(r.appArmorProfile()), 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unload AppArmor profile %s: %w", r.appArmorProfile(), err)
+	}
+	return nil
 }
 
 // sweep removes what an agent that was killed in the middle of its work left behind: views of images.
@@ -246,12 +266,29 @@ func (r *Runtime) List(ctx context.Context) ([]worker.Container, error) {
 	}
 	out := make([]worker.Container, 0, len(records))
 	for _, rec := range records {
-		out = append(out, r.container(rec, byID[rec.ID]))
+		out = append(out, r.container(ctx, rec, byID[rec.ID]))
 	}
 	return out, nil
 }
 
-func (r *Runtime) container(rec containers.Container, t *tasktypes.Process) worker.Container {
+// Get implements [worker.Runtime].
+func (r *Runtime) Get(ctx context.Context, id string) (worker.Container, error) {
+	ctx = r.in(ctx)
+	rec, err := r.client.ContainerService().Get(ctx, id)
+	if err != nil {
+		return worker.Container{}, wrap(err, "look at container %s", id)
+	}
+	t, err := r.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
+	if errdefs.IsNotFound(native(err)) {
+		return r.container(ctx, rec, nil), nil
+	}
+	if err != nil {
+		return worker.Container{}, wrap(err, "look at container %s", id)
+	}
+	return r.container(ctx, rec, t.Process), nil
+}
+
+func (r *Runtime) container(ctx context.Context, rec containers.Container, t *tasktypes.Process) worker.Container {
 	c := worker.Container{ID: rec.ID, Image: rec.Labels[imageLabel], Digest: rec.Labels[digestLabel], Labels: userLabels(rec.Labels)}
 	c.StartedAt = r.startedAt(rec.ID)
 	if t == nil {
@@ -267,7 +304,7 @@ func (r *Runtime) container(rec containers.Container, t *tasktypes.Process) work
 	case tasktypes.Status_RUNNING:
 		c.Phase = worker.Running
 	case tasktypes.Status_UNKNOWN:
-		r.unanswered(&c, rec)
+		r.unanswered(ctx, &c, rec)
 	default:
 		c.Phase, c.PID = worker.Exited, 0
 		c.ExitCode = int(t.ExitStatus)
@@ -282,14 +319,28 @@ func (r *Runtime) container(rec containers.Container, t *tasktypes.Process) work
 	return c
 }
 
+// shimTime is how long a shim that did not answer containerd is asked for the end of its container.
+const shimTime = 10 * time.Second
+
 // unanswered tells of a container whose shim did not answer containerd in time. On a busy machine that says nothing of the container: its processes do.
-func (r *Runtime) unanswered(c *worker.Container, rec containers.Container) {
-	c.PID = openCgroup(rec.Labels[cgroupLabel], r.host.unified).first()
+// How a container ended only the shim knows.
+func (r *Runtime) unanswered(ctx context.Context, c *worker.Container, rec containers.Container) {
+	group := openCgroup(rec.Labels[cgroupLabel], r.host.unified)
+	c.PID = group.first()
 	switch {
 	case c.PID == 0:
-		c.Phase, c.ExitCode = worker.Lost, client.UnknownExitStatus
+		ctx, cancel := context.WithTimeout(ctx, shimTime)
+		defer cancel()
+		end, err := r.client.TaskService().Wait(ctx, &tasks.WaitRequest{ContainerID: rec.ID})
+		if err != nil {
+			c.Phase, c.ExitCode = worker.Lost, client.UnknownExitStatus
+			return
+		}
+		c.Phase, c.ExitCode, c.ExitedAt = worker.Exited, int(end.ExitStatus), end.ExitedAt.AsTime()
 	case c.StartedAt.IsZero():
 		c.Phase = worker.Created
+	case group.frozen():
+		c.Phase = worker.Paused
 	default:
 		c.Phase = worker.Running
 	}
@@ -427,7 +478,11 @@ func (r *Runtime) RemoveAll(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := r.removeImages(ctx, func(string, string) bool { return false }); err != nil {
+	list, err := r.client.ImageService().List(ctx)
+	if err != nil {
+		return wrap(err, "list images")
+	}
+	if err := r.removeImages(ctx, list); err != nil {
 		return err
 	}
 	if err := r.removeLeftovers(ctx); err != nil {
@@ -437,11 +492,14 @@ func (r *Runtime) RemoveAll(ctx context.Context) error {
 		return wrap(err, "remove containerd namespace %s", r.o.Namespace)
 	}
 	for parent := range parents {
-		if err := removeCgroups(parent); err != nil {
+		if err := removeCgroups(ctx, parent); err != nil {
 			return err
 		}
 	}
-	if err := r.endShims(); err != nil {
+	if err := r.endShims(ctx); err != nil {
+		return err
+	}
+	if err := r.unloadAppArmor(); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(filepath.Join("/run/containerd/runc", r.o.Namespace)); err != nil {
@@ -456,9 +514,11 @@ func (r *Runtime) RemoveAll(ctx context.Context) error {
 	return nil
 }
 
-// endShims ends the shims of the namespace that nobody knows of any more: a containerd that died while it removed a container forgets it, and its shim
-// waits for ever. The containers themselves are gone by now.
-func (r *Runtime) endShims() error {
+// endShims ends the shims of the namespace and waits until they are gone. Most are about to go; one that nobody knows of any more would wait for ever:
+// a containerd that died while it removed a container forgets it. The containers themselves are gone by now.
+func (r *Runtime) endShims(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
+	defer cancel()
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return err
@@ -472,8 +532,17 @@ func (r *Runtime) endShims() error {
 		if err != nil {
 			continue
 		}
+		ended, err := watchProcess(pid)
+		if err != nil {
+			continue // it is gone
+		}
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("end the shim %d: %w", pid, err)
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return fmt.Errorf("end the shim %d: %w", pid, ctx.Err())
 		}
 	}
 	return nil

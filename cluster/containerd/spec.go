@@ -178,9 +178,8 @@ func buildSpec(c *worker.ContainerSpec, img *worker.ImageConfig, users *userFile
 		// A process of another user would lose these at exec; Docker does not give them either.
 		s.Process.Capabilities.Permitted, s.Process.Capabilities.Effective = caps, caps
 	}
-	if adj := c.Spec.Resources.OOMScoreAdj; adj != 0 {
-		s.Process.OOMScoreAdj = &adj
-	}
+	// Also where it is 0: without a word a container has that of containerd, which service managers protect from the OOM killer.
+	s.Process.OOMScoreAdj = &c.Spec.Resources.OOMScoreAdj
 	if s.Process.Rlimits, err = rlimits(c.Spec.Ulimits, h); err != nil {
 		return nil, err
 	}
@@ -200,7 +199,10 @@ func buildSpec(c *worker.ContainerSpec, img *worker.ImageConfig, users *userFile
 		s.Process.Args = append([]string{keeperPath, "exec"}, initArgs(c, p.args)...)
 	}
 	if !c.Spec.Privileged && !sec.seccompOff {
-		s.Linux.Seccomp = seccomp.DefaultProfile(s)
+		profile := seccomp.DefaultProfile(s)
+		// Docker's profile names the x32 ABI too, which distributions' kernels switch off: a third of what runc compiles at each start, for nothing.
+		profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
+		s.Linux.Seccomp = profile
 	}
 	return s, nil
 }
@@ -408,18 +410,19 @@ func resources(r *manifest.Resources, h host) *specs.LinuxResources {
 func cpuQuota(c manifest.CPU) int64 { return max(int64(c)/(1e9/cpuPeriod), minCPUQuota) }
 
 func memory(r *manifest.Resources, h host) *specs.LinuxMemory {
-	if r.Memory <= 0 {
-		return nil
-	}
 	m := &specs.LinuxMemory{}
-	limit := int64(r.Memory)
-	m.Limit = &limit
-	if h.swap {
-		swap := int64(r.MemorySwap)
-		if swap == 0 {
-			swap = 2 * limit // Docker's default: as much swap as memory
+	if limit := int64(r.Memory); limit > 0 {
+		m.Limit = &limit
+		if h.swap {
+			swap := int64(r.MemorySwap)
+			if swap == 0 {
+				swap = 2 * limit // Docker's default: as much swap as memory
+			}
+			m.Swap = &swap
 		}
-		m.Swap = &swap
+	}
+	if soft := int64(r.ReserveMemory); soft > 0 {
+		m.Reservation = &soft // what the kernel leaves the container when memory is short
 	}
 	if !h.unified {
 		if r.Swappiness != nil && *r.Swappiness >= 0 {
@@ -436,11 +439,14 @@ func memory(r *manifest.Resources, h host) *specs.LinuxMemory {
 // unlimited fills in what resources leaves out, so that an update also takes limits away.
 func unlimited(r *specs.LinuxResources, h host) *specs.LinuxResources {
 	none, shares := int64(-1), uint64(1024)
-	if r.Memory == nil {
-		r.Memory = &specs.LinuxMemory{Limit: &none}
+	if r.Memory.Limit == nil {
+		r.Memory.Limit = &none
 		if h.swap {
 			r.Memory.Swap = &none
 		}
+	}
+	if r.Memory.Reservation == nil && !h.unified { // with cgroup v2 the same number would protect all that it uses
+		r.Memory.Reservation = &none
 	}
 	if r.CPU.Quota == nil {
 		period := uint64(cpuPeriod)

@@ -113,12 +113,19 @@ func TestLimitsBecomeKernelLimits(t *testing.T) {
 	if without := resources(&r, host{}); without.Memory.Swap != nil {
 		t.Error("swap is limited on a kernel that cannot")
 	}
+	soft := resources(&manifest.Resources{ReserveMemory: 32 << 20, Swappiness: &swappiness}, host{swap: true})
+	if soft.Memory.Limit != nil || soft.Memory.Swap != nil || *soft.Memory.Reservation != 32<<20 || *soft.Memory.Swappiness != 10 {
+		t.Errorf("what is no limit needs none: %+v", soft.Memory)
+	}
 	if tiny := resources(&manifest.Resources{CPU: 1e6}, host{}); *tiny.CPU.Quota != minCPUQuota {
 		t.Errorf("quota %d is refused by the kernel", *tiny.CPU.Quota)
 	}
 	none := unlimited(resources(&manifest.Resources{Pids: -1}, host{swap: true}), host{swap: true})
-	if *none.Memory.Limit != -1 || *none.Memory.Swap != -1 || *none.CPU.Quota != -1 || *none.Pids.Limit != -1 {
+	if *none.Memory.Limit != -1 || *none.Memory.Swap != -1 || *none.Memory.Reservation != -1 || *none.CPU.Quota != -1 || *none.Pids.Limit != -1 {
 		t.Errorf("an update to no limits leaves some: %+v", none)
+	}
+	if none := unlimited(resources(&manifest.Resources{}, host{unified: true}), host{unified: true}); none.Memory.Reservation != nil {
+		t.Error("with cgroup v2, no reservation became one of everything")
 	}
 }
 

@@ -343,14 +343,20 @@ func (m *Manager) deleteLinks(links []string) {
 }
 
 func awaitOrDelete(links []string, grace time.Duration) error {
+	// One small question a link: package net would list all links of the machine for it, again and again.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("look for links: %w", err)
+	}
+	defer unix.Close(fd)
 	deadline := time.NewTimer(grace)
 	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		links = slices.DeleteFunc(links, func(name string) bool {
-			_, err := net.InterfaceByName(name)
-			return err != nil
+			ifr, err := unix.NewIfreq(name)
+			return err != nil || unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr) != nil
 		})
 		if len(links) == 0 {
 			return nil

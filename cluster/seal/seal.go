@@ -253,8 +253,8 @@ func (k *Key) Rewrap(s state.Secret, node string, nodes map[string]string) (stat
 	return s, nil
 }
 
-// HashKeyName is the name under which the key of references is kept.
-const HashKeyName = "cluster/hash-key"
+// HashKeyName is the name under which the key of references is kept. No stack has a name with a dot in front, so that no STACK/KEY is like it.
+const HashKeyName = ".cluster/hash-key"
 
 // Hasher makes references to values.
 type Hasher struct{ key []byte }

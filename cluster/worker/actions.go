@@ -87,6 +87,10 @@ func (w *Worker) act(ctx context.Context, group *sync.WaitGroup, view *state.Vie
 	if action.Verb == converge.Kill {
 		m.Killed = action.Attempt
 	}
+	touched := slices.Clone(action.Containers)
+	for _, c := range j.task.Spec.Containers {
+		touched = append(touched, containerID(j.task.ID, c.Name, j.task.Spec.Name, action.Attempt))
+	}
 	group.Go(func() {
 		select {
 		case w.slots <- struct{}{}:
@@ -98,13 +102,16 @@ func (w *Worker) act(ctx context.Context, group *sync.WaitGroup, view *state.Vie
 		if ctx.Err() != nil {
 			return
 		}
-		w.post(ctx, func() { w.performed(action, m, out) })
+		w.post(ctx, func() {
+			w.performed(action, m, out)
+			w.touch(touched...)
+		})
 	})
 }
 
 // performed takes in how an action went.
 func (w *Worker) performed(a converge.Action, m *memory, out outcome) {
-	m.Busy, w.dirty = false, true
+	m.Busy = false
 	for name, img := range out.images {
 		m.images[name] = img
 		if m.Images == nil {
@@ -440,6 +447,34 @@ func (j *job) limit(ctx context.Context) error {
 
 func (w *Worker) logDir(task, container string) string {
 	return filepath.Join(w.cfg.LogDir, filepath.FromSlash(task), container)
+}
+
+// imageAge is how long an image stays at least, used or not, and how often is looked for older ones: what was pulled for a task is not in the log yet.
+const imageAge = time.Hour
+
+// tidyImages removes the images that no task, no kept release and no person asks for any more.
+func (w *Worker) tidyImages(ctx context.Context, group *sync.WaitGroup, view *state.View) {
+	now := time.Now()
+	if now.Sub(w.tidied) < imageAge || !w.cfg.Log.Settled() {
+		return
+	}
+	w.tidied = now
+	var keep []string
+	for _, img := range view.Images.All() {
+		keep = append(keep, img.Value.Digest)
+	}
+	for _, r := range view.Reports.All() {
+		keep = slices.AppendSeq(keep, maps.Values(r.Value.Images))
+	}
+	group.Go(func() {
+		gone, err := w.cfg.Images.Prune(ctx, keep, now.Add(-imageAge))
+		if err != nil && ctx.Err() == nil {
+			w.log.Warn("remove unused images", "err", err)
+		}
+		if len(gone) > 0 {
+			w.log.Info("removed unused images", "images", gone)
+		}
+	})
 }
 
 // keepLogs is for how many tasks of a slot that are gone the logs stay.

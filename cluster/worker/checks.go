@@ -76,33 +76,18 @@ func (w *Worker) checkOf(a *converge.Assignment, m *memory) (spec manifest.Healt
 	if main.Probe != nil {
 		return main.Probe.Timing, main.Probe, true
 	}
+	if h := main.Health; h != nil {
+		spec = *h
+	}
 	image := m.images[main.Name].Config.Health
-	if main.Health == nil {
-		if image == nil || image.Disabled || len(image.Test) == 0 {
-			return manifest.Health{}, nil, false
-		}
-		return withTimes(*image), nil, true
-	}
-	spec = *main.Health
-	if spec.Disabled {
+	if spec.Disabled || main.Health == nil && image != nil && image.Disabled {
 		return manifest.Health{}, nil, false
 	}
-	if len(spec.Test) == 0 {
-		if image == nil || len(image.Test) == 0 {
-			return manifest.Health{}, nil, false
-		}
-		spec.Test = image.Test
-	}
-	if spec.Test[0] == "NONE" {
+	spec = spec.WithDefaults(image)
+	if len(spec.Test) == 0 || spec.Test[0] == "NONE" {
 		return manifest.Health{}, nil, false
 	}
-	return withTimes(spec), nil, true
-}
-
-func withTimes(h manifest.Health) manifest.Health {
-	s := manifest.Service{Containers: []manifest.Container{{Health: &h}}}
-	manifest.Resolve(&s)
-	return h
+	return spec, nil, true
 }
 
 // check asks again and again until ctx ends.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +50,7 @@ func (j *job) taskDir() string   { return filepath.Join(j.cfg.RunDir, "tasks", f
 // mounts resolves everything that a container mounts to places on this node, making what has to be made. They are in the order of their targets, so that
 // a mount below another one comes after it.
 func (j *job) mounts(c *manifest.Container, img Image) ([]HostMount, error) {
-	out, err := j.etc()
+	out, err := j.etc(c.ReadOnly)
 	if err != nil {
 		return nil, fmt.Errorf("write its /etc files: %w", err)
 	}
@@ -91,6 +93,12 @@ func access(readOnly bool) string {
 
 func (j *job) mount(c *manifest.Container, m manifest.Mount) (HostMount, error) {
 	h := HostMount{Type: "bind", Target: m.Target, Options: []string{"rbind", access(m.ReadOnly)}}
+	switch m.Recursive {
+	case "disabled":
+		h.Options[0] = "bind"
+	case "readonly":
+		h.Options[1] = "rro"
+	}
 	if m.Propagation != "" {
 		h.Options = append(h.Options, m.Propagation)
 	}
@@ -104,11 +112,7 @@ func (j *job) mount(c *manifest.Container, m manifest.Mount) (HostMount, error) 
 		h.CopyUp = !m.NoCopy
 		return h, os.MkdirAll(h.Source, 0o755)
 	case manifest.MountData:
-		root := j.stack.DataRoot
-		if root == "" {
-			root = filepath.Join(j.cfg.DataRoot, "data", j.task.Stack)
-		}
-		h.Source = filepath.Join(root, m.Source)
+		h.Source = filepath.Join(j.dataRoot(), m.Source)
 		return h, os.MkdirAll(h.Source, 0o755)
 	case manifest.MountBind:
 		h.Source = m.Source
@@ -126,16 +130,22 @@ func (j *job) mount(c *manifest.Container, m manifest.Mount) (HostMount, error) 
 	return h, fmt.Errorf("unknown kind of mount %q", m.Kind)
 }
 
+// dataRoot is where the stack's data paths and seeds live.
+func (j *job) dataRoot() string {
+	if j.stack.DataRoot != "" {
+		return j.stack.DataRoot
+	}
+	return filepath.Join(j.cfg.DataRoot, "data", j.task.Stack)
+}
+
 func tmpfs(m manifest.Mount) HostMount {
 	h := HostMount{Type: "tmpfs", Source: "tmpfs", Target: m.Target, Options: []string{"nosuid", "nodev", "noexec"}}
 	if m.ReadOnly {
 		h.Options = append(h.Options, "ro")
 	}
-	mode := m.Mode
-	if mode == 0 {
-		mode = 0o1777
+	if m.Mode != 0 { // else that of the image's directory, or 1777 where it has none: runc sees to that
+		h.Options = append(h.Options, fmt.Sprintf("mode=%o", m.Mode))
 	}
-	h.Options = append(h.Options, fmt.Sprintf("mode=%o", mode))
 	if m.Size > 0 {
 		h.Options = append(h.Options, fmt.Sprintf("size=%d", int64(m.Size)))
 	}
@@ -162,8 +172,15 @@ func (j *job) volume(m manifest.Mount, h HostMount) (HostMount, error) {
 	case kind == "tmpfs":
 		h = HostMount{Type: "tmpfs", Source: "tmpfs", Target: m.Target, Options: append([]string{access(m.ReadOnly)}, nonEmpty(opts)...)}
 	case kind != "" && kind != "none":
-		h = HostMount{Type: kind, Source: v.Options["device"], Target: m.Target, Options: append([]string{access(m.ReadOnly)}, nonEmpty(opts)...)}
+		opts, err := resolved(nonEmpty(opts))
+		if err != nil {
+			return h, fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+		h = HostMount{Type: kind, Source: v.Options["device"], Target: m.Target, Options: append([]string{access(m.ReadOnly)}, opts...)}
 	default:
+		if !filepath.IsLocal(m.Source) { // the log's words are not the last line of defence for the host's files
+			return h, &toldError{ReasonVolume, true, fmt.Errorf("volume %q: its name leads out of the volumes' directory", m.Source)}
+		}
 		h.Source = filepath.Join(j.cfg.DataRoot, "volumes", m.Source)
 		if _, err := os.Stat(h.Source); v.External && errors.Is(err, os.ErrNotExist) {
 			return h, &toldError{ReasonVolume, true, fmt.Errorf("external volume %s is not on this node: `mkdir -p %s` makes an empty one; or take `external: true` away", v.Name, h.Source)}
@@ -187,6 +204,27 @@ func (j *job) volume(m manifest.Mount, h HostMount) (HostMount, error) {
 	return h, nil
 }
 
+// resolveTime bounds the look-up of a file server's name.
+const resolveTime = 5 * time.Second
+
+// resolved replaces the name of a file server by its address: the kernel, which is given the options, knows no names.
+func resolved(opts []string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), resolveTime)
+	defer cancel()
+	for i, o := range opts {
+		name, ok := strings.CutPrefix(o, "addr=")
+		if !ok {
+			continue
+		}
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		if err != nil {
+			return nil, fmt.Errorf("find its server: %w", err)
+		}
+		opts[i] = "addr=" + addrs[0].Unmap().String()
+	}
+	return opts, nil
+}
+
 func nonEmpty(list []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s == "" })
 }
@@ -204,7 +242,7 @@ func (j *job) content(m manifest.Mount, h HostMount) (HostMount, error) {
 		}
 		return h, err
 	}
-	h.Source = filepath.Join(j.cfg.DataRoot, "data", j.task.Stack, m.Source)
+	h.Source = filepath.Join(j.dataRoot(), m.Source)
 	if _, err := os.Lstat(h.Source); err == nil {
 		return h, nil
 	}
@@ -294,33 +332,33 @@ func (j *job) secretMount(c *manifest.Container, s manifest.SecretUse) (HostMoun
 	return HostMount{Type: "bind", Source: path, Target: s.Target, Options: []string{"rbind", "ro"}}, nil
 }
 
-// etc writes the files that tell a container its name and its resolver, and returns their mounts. They are writable, as in Docker: some images change them.
-func (j *job) etc() ([]HostMount, error) {
-	t := &j.task
+// etc writes the files that tell a container its name and its resolver, and returns their mounts. As in Docker, they are as writable as the root file
+// system is: some images change them.
+func (j *job) etc(readOnly bool) ([]HostMount, error) {
 	files := map[string]string{"hostname": j.hostname() + "\n", "hosts": j.hosts(), "resolv.conf": j.resolvConf()}
 	var out []HostMount
 	for _, name := range []string{"hostname", "hosts", "resolv.conf"} {
 		path := filepath.Join(j.taskDir(), "etc", name)
-		if t.Spec.NetworkMode == "host" && name != "hostname" && len(t.Spec.ExtraHosts)+len(t.Spec.DNS.Servers)+len(t.Spec.DNS.Search) == 0 {
-			if b, err := os.ReadFile("/etc/" + name); err == nil {
-				files[name] = string(b)
-			}
-		}
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, err
 		}
 		if err := os.WriteFile(path, []byte(files[name]), 0o644); err != nil {
 			return nil, err
 		}
-		out = append(out, HostMount{Type: "bind", Source: path, Target: "/etc/" + name, Options: []string{"rbind", "rw"}})
+		out = append(out, HostMount{Type: "bind", Source: path, Target: "/etc/" + name, Options: []string{"rbind", access(readOnly)}})
 	}
 	return out, nil
 }
 
 func (j *job) hosts() string {
+	t := &j.task
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	t := &j.task
+	if t.Spec.NetworkMode == "host" && len(t.Spec.ExtraHosts) == 0 { // with them, Docker makes a file of its own
+		if host, err := os.ReadFile(filepath.Join(hostEtc, "hosts")); err == nil {
+			return string(host)
+		}
+	}
 	for _, at := range t.Spec.Networks {
 		if a := t.Addrs[at.Network]; a != "" {
 			name := j.hostname()
@@ -359,23 +397,52 @@ func (j *job) resolvConf() string {
 	dns := j.task.Spec.DNS
 	var servers []string
 	for _, at := range j.task.Spec.Networks {
-		if n, ok := j.nets[at.Network]; ok && j.task.Spec.NetworkMode == "" {
+		if n, ok := j.nets[at.Network]; ok {
 			servers = append(servers, n.Gateway.String())
 			break
 		}
 	}
+	search := slices.DeleteFunc(slices.Clone(dns.Search), func(s string) bool { return s == "." }) // Docker's word for none of the host's
+	options := dns.Options
+	if j.task.Spec.NetworkMode == "" {
+		search = append(search, j.cfg.Domain)
+		if len(options) == 0 {
+			options = []string{"ndots:1", "timeout:2", "attempts:2"}
+		}
+	}
 	if len(servers) == 0 { // host or none: no DNS of ours is reachable there
 		servers = dns.Servers
+		b.WriteString(hostResolver(len(servers) > 0, len(dns.Search) > 0, len(options) > 0))
 	}
 	for _, s := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
-	fmt.Fprintf(&b, "search %s\n", strings.Join(append(slices.Clone(dns.Search), j.cfg.Domain), " "))
-	options := dns.Options
-	if len(options) == 0 {
-		options = []string{"ndots:1", "timeout:2", "attempts:2"}
+	if len(search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
 	}
-	fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	if len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	}
+	return b.String()
+}
+
+// hostEtc is where the host's own hosts and resolv.conf are.
+const hostEtc = "/etc"
+
+// hostResolver is the host's resolv.conf without the lines that the service has words of its own for.
+func hostResolver(servers, search, options bool) string {
+	file, err := os.ReadFile(filepath.Join(hostEtc, "resolv.conf"))
+	if err != nil {
+		return ""
+	}
+	var b strings.Builder
+	for line := range strings.Lines(string(file)) {
+		switch f := strings.Fields(line); {
+		case len(f) == 0, servers && f[0] == "nameserver", search && (f[0] == "search" || f[0] == "domain"), options && f[0] == "options":
+		default:
+			b.WriteString(strings.TrimRight(line, "\n") + "\n")
+		}
+	}
 	return b.String()
 }
 

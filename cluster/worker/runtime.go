@@ -13,6 +13,8 @@ import (
 type Runtime interface {
 	// List tells of every container that this node made, in any state, from the runtime's own record. It is complete or an error.
 	List(ctx context.Context) ([]Container, error)
+	// Get tells of one of them.
+	Get(ctx context.Context, id string) (Container, error)
 	// Watch calls changed for each container that exited, ran out of memory, was paused or vanished, until ctx ends or the connection breaks; then it
 	// returns the reason. The first event has no ID: from then on none is missed, so that is the time to List. Events may be lost across a break.
 	Watch(ctx context.Context, changed func(Event)) error
@@ -37,6 +39,9 @@ type Images interface {
 	Local(ctx context.Context, ref, platform string) (Image, error)
 	// Import loads an OCI or docker archive and returns the references in it.
 	Import(ctx context.Context, r io.Reader) ([]string, error)
+	// Prune removes the images that were pulled, not imported, and recorded before that time, whose digest is not in keep and that no container was made
+	// from. It returns their names.
+	Prune(ctx context.Context, keep []string, before time.Time) ([]string, error)
 }
 
 // Inspector looks into running containers and changes what can be changed while they run.

@@ -11,6 +11,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -19,6 +20,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -97,17 +99,19 @@ type Worker struct {
 
 	// The loop owns what follows.
 	containers []converge.Container
-	runtime    map[string]Container    // by id, as last listed
+	runtime    map[string]Container    // by id, as last seen
 	memory     map[string]*memory      // by task
 	last       map[string]state.Report // by task, of the last pass
 	untold     []state.Event           // of all passes since the last report to the log
 	listed     bool
-	dirty      bool // containers changed since they were listed
+	dirty      bool            // any container may have changed since it was seen
+	touched    map[string]bool // ids of containers that may have changed since they were seen
 	reporting  bool
 	networks   map[string]network.Network
 	published  []network.Service
 	names      network.Names
-	told       string // last complaint about published ports, so that it is told once
+	told       string    // last complaint about published ports, so that it is told once
+	tidied     time.Time // when unused images were last looked for
 }
 
 // memory is converge's memory of a task with the checks that run for it.
@@ -131,7 +135,7 @@ func New(cfg Config) *Worker {
 	}
 	return &Worker{
 		cfg: cfg, log: cfg.Logger.With("node", cfg.Node), events: make(chan func(), 256), slots: make(chan struct{}, cfg.Parallel),
-		memory: map[string]*memory{}, last: map[string]state.Report{}, networks: map[string]network.Network{}, dirty: true,
+		runtime: map[string]Container{}, memory: map[string]*memory{}, last: map[string]state.Report{}, networks: map[string]network.Network{}, dirty: true, touched: map[string]bool{}, tidied: time.Now(),
 	}
 }
 
@@ -186,6 +190,7 @@ func (w *Worker) Run(ctx context.Context) error {
 				w.published = nil // what could not be published is tried again
 			}
 			w.tidyLogs(view)
+			w.tidyImages(ctx, group, view)
 			if _, err := w.cfg.Network.Prepare(ctx); err != nil && ctx.Err() == nil {
 				w.log.Error("check the node's network", "err", err)
 			}
@@ -212,7 +217,7 @@ func (w *Worker) drain() {
 func (w *Worker) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		w.post(ctx, func() { w.dirty = true })
-		err := w.cfg.Runtime.Watch(ctx, func(Event) { w.post(ctx, func() { w.dirty = true }) })
+		err := w.cfg.Runtime.Watch(ctx, func(e Event) { w.post(ctx, func() { w.touch(e.ID) }) })
 		if ctx.Err() != nil {
 			return
 		}
@@ -227,13 +232,12 @@ func (w *Worker) watch(ctx context.Context) {
 // step is one pass: observe, make reachable, decide, act, report. It returns when to come again.
 func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.View) time.Time {
 	now := time.Now()
-	if w.dirty {
-		if err := w.list(ctx); err != nil {
-			if ctx.Err() == nil {
-				w.log.Error("list containers", "err", err)
-			}
-			return now.Add(time.Second) // without a complete picture nothing may be decided
+	if err := w.observe(ctx); err != nil {
+		w.dirty = true
+		if ctx.Err() == nil {
+			w.log.Error("look at the containers", "err", err)
 		}
+		return now.Add(time.Second) // without a complete picture nothing may be decided
 	}
 	assigned := w.assigned(view)
 	for i := range assigned {
@@ -243,6 +247,11 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 		}
 		a.Gate = converge.Gate(view, a.Task, &a.Spec, func(t state.Task) state.Report { return w.reported(view, t) })
 	}
+	byID := map[string]*converge.Assignment{}
+	for i := range assigned {
+		byID[assigned[i].ID] = &assigned[i]
+	}
+	w.adoptImages(ctx, byID)
 	w.ensureNetworks(ctx, view, assigned)
 	w.checks(ctx, group, assigned)
 	in := converge.Input{Node: w.cfg.Node, Assigned: assigned, Containers: w.containers, Memory: map[string]converge.Memory{}, Settled: w.cfg.Log.Settled(), Now: now}
@@ -262,10 +271,6 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 	w.untold = w.untold[max(0, len(w.untold)-state.KeepEvents):]
 	w.last = out.Reports
 	w.makeReachable(ctx, view, assigned)
-	byID := map[string]*converge.Assignment{}
-	for i := range assigned {
-		byID[assigned[i].ID] = &assigned[i]
-	}
 	w.forget(byID)
 	for _, a := range out.Actions {
 		w.act(ctx, group, view, byID[a.Task], a)
@@ -274,20 +279,48 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 	return out.Wake
 }
 
-// list reads the containers and their labels.
-func (w *Worker) list(ctx context.Context) error {
-	all, err := w.cfg.Runtime.List(ctx)
-	if err != nil {
-		return err
+// touch has containers looked at before the next decision; an empty id means all.
+func (w *Worker) touch(ids ...string) {
+	for _, id := range ids {
+		w.touched[id] = true
+		w.dirty = w.dirty || id == ""
+	}
+}
+
+// observe brings the picture of the containers up to date. What it costs goes with what changed, but for the looks at everything now and then.
+func (w *Worker) observe(ctx context.Context) error {
+	if !w.dirty && len(w.touched) == 0 {
+		return nil
+	}
+	if w.dirty || 2*len(w.touched) > len(w.runtime) {
+		all, err := w.cfg.Runtime.List(ctx)
+		if err != nil {
+			return err
+		}
+		clear(w.runtime)
+		for _, c := range all {
+			w.runtime[c.ID] = c
+		}
+	} else {
+		for id := range w.touched {
+			c, err := w.cfg.Runtime.Get(ctx, id)
+			switch {
+			case errors.Is(err, ErrNotFound):
+				delete(w.runtime, id)
+			case err != nil:
+				return err
+			default:
+				w.runtime[id] = c
+			}
+		}
 	}
 	w.dirty, w.listed = false, true
-	w.containers, w.runtime = w.containers[:0], map[string]Container{}
-	for _, c := range all {
-		if !w.ours(c) {
-			continue
+	clear(w.touched)
+	w.containers = w.containers[:0]
+	for _, c := range w.runtime {
+		if w.ours(c) {
+			w.containers = append(w.containers, observed(c))
 		}
-		w.runtime[c.ID] = c
-		w.containers = append(w.containers, observed(c))
 	}
 	slices.SortFunc(w.containers, compareContainers)
 	for _, c := range w.containers {
@@ -296,6 +329,26 @@ func (w *Worker) list(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// adoptImages learns what the images of adopted containers say: their health checks and stop signals.
+func (w *Worker) adoptImages(ctx context.Context, assigned map[string]*converge.Assignment) {
+	for _, c := range w.containers {
+		a, m := assigned[c.Task], w.remember(c.Task)
+		if _, known := m.images[c.Name]; known || a == nil || c.Digest == "" {
+			continue
+		}
+		at := slices.IndexFunc(a.Spec.Containers, func(s manifest.Container) bool { return s.Name == c.Name })
+		if at < 0 {
+			continue
+		}
+		ref, _, _ := strings.Cut(a.Spec.Containers[at].Image, "@")
+		img, err := w.cfg.Images.Local(ctx, ref+"@"+c.Digest, a.Spec.Containers[at].Platform)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			continue // it is asked again at the next pass
+		}
+		m.images[c.Name] = img
+	}
 }
 
 // assigned gathers this node's tasks with their specs. It may be called from any goroutine.
@@ -323,12 +376,13 @@ func (w *Worker) assigned(view *state.View) []converge.Assignment {
 	return out
 }
 
-// reported is how a task does: this node's tasks as it saw them last, all others as the log has them.
+// reported is how a task does: this node's tasks as it saw them last, all others as the log has them. A task of this node counts as ready when the log
+// knows it, too: not before does its name lead to it, and what waits for a task asks for it by name at once.
 func (w *Worker) reported(view *state.View, t state.Task) state.Report {
-	if t.Node == w.cfg.Node {
-		return w.last[t.ID]
-	}
 	r, _ := view.Reports.Get(t.ID)
+	if own := w.last[t.ID]; t.Node == w.cfg.Node && (!own.Ready() || r.Value.Ready()) {
+		return own
+	}
 	return r.Value
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -62,8 +63,8 @@ func (c *cli) writeDrift(d api.TaskDrift) {
 		what = "will be healed"
 	}
 	where := ""
-	if d.Node != "" {
-		where = " on " + cleanLine(d.Node)
+	if node := cmp.Or(d.NodeName, d.Node); node != "" {
+		where = " on " + cleanLine(node)
 	}
 	fmt.Fprintf(c.out, "%s%s (%s)\n", c.paint(bold, cleanLine(d.Task)), where, what)
 	for _, f := range d.Drift {

@@ -137,7 +137,7 @@ func taskTable(c *cli, services []reconcile.ServiceStatus, all bool) *table {
 				continue
 			}
 			phase := cmp.Or(string(k.Report.Phase), "pending")
-			t.add(k.ID, text(k.ID), text(k.Node), word(phase), word(string(k.Report.Health)),
+			t.add(k.ID, text(k.ID), text(cmp.Or(k.NodeName, k.Node)), word(phase), word(string(k.Report.Health)),
 				text(fmt.Sprint(max(0, k.Report.Attempt-1))), text(c.when(k.Since)), text(k.Report.Reason.ID),
 				text(string(k.Desired)), text(k.Image), text(revision(k.Revision)), text(k.Why.ID))
 		}
@@ -182,7 +182,7 @@ func (c *cli) getVolumes(ctx context.Context, stack string) error {
 		if v.Orphan {
 			used = cell{"no", warn}
 		}
-		t.add(v.Key, text(v.Name), text(string(v.Kind)), text(v.Stack), text(v.Node), used, text(v.Path), text(v.Service), text(c.when(v.Since)))
+		t.add(v.Key, text(v.Name), text(string(v.Kind)), text(v.Stack), text(cmp.Or(v.NodeName, v.Node)), used, text(v.Path), text(v.Service), text(c.when(v.Since)))
 	}
 	return c.print(t, list(vols))
 }

@@ -9,10 +9,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,14 +34,11 @@ func TestMain(m *testing.M) {
 
 // scripted is gitopsctl with a clock that stands, and with a terminal or without.
 func scripted(tty bool) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	env := system()
 	env.now = func() time.Time { return scriptNow }
 	env.inTTY, env.outTTY, env.errTTY = tty, tty, tty
 	version = "v1.0.0"
-	code := run(ctx, os.Args[1:], env)
-	stop()
-	os.Exit(code)
+	os.Exit(run(untilSignal(), os.Args[1:], env))
 }
 
 // TestScripts runs every script of testdata. In one, beside testscript's own commands:
@@ -191,6 +188,19 @@ func golden(t *testing.T, file, got string) {
 	}
 	if got != string(want) {
 		t.Errorf("%s differs; go test -update writes it\ngot:\n%s\nwant:\n%s", file, got, want)
+	}
+}
+
+// TestSignals: what a signal ends is silent, and has the exit code that a shell gives to a program that the signal killed.
+func TestSignals(t *testing.T) {
+	for number, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(signaled{number})
+		var out strings.Builder
+		env := environment{in: strings.NewReader(""), out: &out, err: &out, getenv: func(string) string { return "" }, now: time.Now}
+		if code := run(ctx, []string{"logs", "-f", "shop"}, env); code != want || out.Len() > 0 {
+			t.Errorf("%s: exit code %d, want %d; it says %q", number, code, want, out.String())
+		}
 	}
 }
 

@@ -180,10 +180,31 @@ func (c *cli) writeAbout(p api.Preview) {
 		c.writeProblems(p.Problems)
 	}
 	if c.output == "wide" && section("Restricted unasked (the line gives it back)", len(p.Hardening)) {
-		for _, h := range p.Hardening {
-			fmt.Fprintf(c.out, "  %s/%s %s: %s\n", cleanLine(h.Stack), cleanLine(h.Path), cleanLine(h.Value), cleanLine(h.GiveBack))
-		}
+		c.writeHardening(p.Hardening)
 	}
+}
+
+// writeHardening lists restrictions, each once with the services of a stack that it holds for, and below it the line that gives it back.
+func (c *cli) writeHardening(hs []api.Hardening) {
+	type restriction struct{ stack, value, giveBack string }
+	var order []restriction
+	services := map[restriction][]string{}
+	for _, h := range hs {
+		r := restriction{h.Stack, h.Value, h.GiveBack}
+		if services[r] == nil {
+			order = append(order, r)
+		}
+		services[r] = append(services[r], h.Service)
+	}
+	for _, r := range order {
+		of := cleanLine(r.stack + ": " + strings.Join(services[r], ", "))
+		fmt.Fprintf(c.out, "  %s\n%s\n      %s\n", c.paint(bold, of), indented(wrap(cleanLine(r.value), helpWidth), "    "), c.paint(faint, cleanLine(r.giveBack)))
+	}
+}
+
+// indented puts a margin before each line.
+func indented(text, margin string) string {
+	return margin + strings.ReplaceAll(text, "\n", "\n"+margin)
 }
 
 func (c *cli) writeField(f manifest.Change) {

@@ -32,7 +32,7 @@ const (
 	exitOK          = 0
 	exitDifferent   = 1
 	exitError       = 2
-	exitInterrupted = 130
+	exitInterrupted = 130 // by Ctrl-C; 143 by SIGTERM
 )
 
 // How long a command waits when --timeout says nothing.
@@ -135,8 +135,11 @@ func (c *cli) code(ctx context.Context, err error) int {
 			c.complain(quiet.err)
 		}
 		return quiet.code
-	case ctx.Err() != nil:
-		c.complain(errors.New("interrupted"))
+	case ctx.Err() != nil: // whoever sent the signal knows
+		var s signaled
+		if errors.As(context.Cause(ctx), &s) {
+			return s.code()
+		}
 		return exitInterrupted
 	case errors.Is(err, context.DeadlineExceeded):
 		c.complain(errors.New("the daemon did not answer in time; --timeout sets how long to wait"))
@@ -173,7 +176,7 @@ func (c *cli) root() *cobra.Command {
 		Long: `gitopsctl shows what gitopsd runs, plans and checks revisions before they run, and passes your word on: approve, suspend, roll back.
 What runs is changed in Git.
 
-Exit codes: 0 done, 2 error, 130 interrupted; commands that answer a question have more, see their help.`,
+Exit codes: 0 done, 2 error, 130 or 143 ended by Ctrl-C or SIGTERM; commands that answer a question have more, see their help.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
@@ -218,7 +221,23 @@ Exit codes: 0 done, 2 error, 130 interrupted; commands that answer a question ha
 		}
 	}
 	foldHelp(root)
+	tellUsage(root)
 	return root
+}
+
+// tellUsage has all commands say, beside what is wrong with their arguments, which ones they take.
+func tellUsage(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return fmt.Errorf("%w; usage: %s", err, cmd.UseLine())
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		tellUsage(sub)
+	}
 }
 
 // helpWidth is how wide help is, in letters.
@@ -318,7 +337,7 @@ func (c *cli) operate(ctx context.Context, op api.Operation) error {
 	op.ID, op.Actor = api.NewRequestID(), c.actor()
 	res, err := c.daemon().Operate(ctx, op)
 	if err != nil {
-		if api.KindOf(err) == api.NoQuorum || errors.Is(err, context.DeadlineExceeded) {
+		if api.KindOf(err) == api.NoQuorum || ctx.Err() != nil {
 			c.note("request %s: it may still be done; look at `gitopsctl events`", op.ID)
 		}
 		return err

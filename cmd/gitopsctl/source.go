@@ -93,6 +93,8 @@ func (c *cli) sourceAddCmd() *cobra.Command {
 		Long: `Follow a repository: https://, ssh://, user@host:path, or a directory on the daemon's machine. A source of that name is
 changed to what is given.
 Its first revision waits for approve, unless --yes is said.
+With --policy it holds the policy that judges all stacks (policy.yaml, exemptions.yaml, your own rules), and no stacks. Keep it where those who change
+the stacks can't: there is one such source, and its newest revision that can be read is in force at once.
 
 Exit codes: 0 done, 1 --test found the source to be wrong and nothing was added, 2 error.`,
 		Args: cobra.ExactArgs(2),
@@ -121,6 +123,7 @@ Exit codes: 0 done, 1 --test found the source to be wrong and nothing was added,
 	}
 	o.flags(cmd.Flags())
 	cmd.Flags().BoolVar(&o.spec.Yes, "yes", false, "run its first revision without asking")
+	cmd.Flags().BoolVar(&o.spec.Policy, "policy", false, "it holds the policy, and no stacks")
 	cmd.Flags().BoolVar(&o.test, "test", false, "try it first, and add it only if it works")
 	return cmd
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/gitopsd/gitopsd/cluster/api"
 	"github.com/gitopsd/gitopsd/reconcile"
 	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
 type statusOptions struct {
@@ -27,7 +28,10 @@ func (c *cli) statusCmd() *cobra.Command {
 
 SYNC is how a stack stands to Git, HEALTH how what runs does, OUTCOME what became of the revision that it was last told to be.
 
-Exit codes: 0 fine, 1 something is Degraded, Blocked, Failed or Stalled, 2 error.`,
+After a rollback REVISION is the one that runs, with the one that was refused behind it.
+
+Exit codes: 0 fine, 1 a stack is Degraded, Blocked, Failed or Stalled, or, of all stacks, a source waits for a person or fails,
+2 error.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: c.complete(oneOf(stackNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -68,7 +72,7 @@ func (c *cli) status(ctx context.Context, o statusOptions) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(st.Stacks, troubled) {
+	if slices.ContainsFunc(st.Stacks, troubled) || o.stack == "" && slices.ContainsFunc(st.Sources, blocked) {
 		return exit(exitDifferent)
 	}
 	return nil
@@ -77,6 +81,19 @@ func (c *cli) status(ctx context.Context, o statusOptions) error {
 // troubled says whether a person should look at a stack.
 func troubled(s reconcile.StackStatus) bool {
 	return s.Health == reconcile.Degraded || s.Sync == reconcile.Blocked || s.Sync == reconcile.Failed || s.Outcome.Kind == state.Stalled
+}
+
+// blocked says whether a person should look at a source: what it asks for does not get through, as a whole or for a stack that it can't have.
+func blocked(s api.SourceStatus) bool {
+	return len(s.Waiting) > 0 || s.Trouble != nil || manifest.HasErrors(s.Problems)
+}
+
+// runs names the revision of an outcome that runs now.
+func runs(o state.Outcome) string {
+	if o.Kind == state.RolledBack && o.To.Commit != "" {
+		return revision(o.To) + " (not " + revision(o.Revision) + ")"
+	}
+	return revision(o.Revision)
 }
 
 func stackTable(c *cli, stacks []reconcile.StackStatus) *table {
@@ -95,7 +112,7 @@ func stackTable(c *cli, stacks []reconcile.StackStatus) *table {
 			reason = s.Reasons[0].ID
 		}
 		t.add(s.Name, text(s.Name), word(string(s.Sync)), word(string(s.Health)), word(string(s.Outcome.Kind)),
-			text(fmt.Sprintf("%d/%d", ready, desired)), text(revision(s.Outcome.Revision)), text(c.when(since)), text(s.Source), text(reason))
+			text(fmt.Sprintf("%d/%d", ready, desired)), text(runs(s.Outcome)), text(c.when(since)), text(s.Source), text(reason))
 	}
 	return t
 }
@@ -172,11 +189,8 @@ func (c *cli) writeStack(s reconcile.StackStatus) {
 	if s.Outcome.Kind == "" && s.Outcome.Revision.Commit != "" {
 		out.text = "rolling out"
 	}
-	if s.Outcome.Kind == state.RolledBack {
-		out.text += " to " + revision(s.Outcome.To)
-	}
 	field("Outcome", out)
-	field("Revision", text(revision(s.Outcome.Revision)))
+	field("Revision", text(runs(s.Outcome)))
 	if s.Revision.Commit != "" && s.Revision != s.Outcome.Revision {
 		field("Git asks", text(revision(s.Revision)))
 	}

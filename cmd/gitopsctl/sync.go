@@ -1,14 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
+	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
 type syncOptions struct {
@@ -22,6 +28,9 @@ const (
 	exitStuck      = 4
 	exitTimeout    = 5
 )
+
+// lookLimit is how long the daemon is asked what is left, once time is up.
+const lookLimit = 5 * time.Second
 
 func (c *cli) syncCmd() *cobra.Command {
 	var o syncOptions
@@ -62,9 +71,40 @@ func (c *cli) sync(ctx context.Context, o syncOptions) error {
 	defer cancel()
 	err := c.syncAll(limited, o)
 	if o.wait && limited.Err() != nil && ctx.Err() == nil {
+		c.unfinished(ctx, o.target)
 		return exitCode{exitTimeout, errors.New("time is up; the rollout goes on: `gitopsctl status` tells how far it is")}
 	}
 	return err
+}
+
+// unfinished tells what the stacks that a sync is about still wait for. What goes wrong with that is not told: that time is up is.
+func (c *cli) unfinished(ctx context.Context, target string) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	st, err := c.daemon().Status(ctx, "")
+	if err != nil {
+		return
+	}
+	one := slices.Contains(stackNames(st), target)
+	for _, s := range st.Stacks {
+		if s.Ready || one && s.Name != target || !one && target != "" && s.Source != target {
+			continue
+		}
+		for _, r := range distinct(s.Reasons) {
+			c.note("%s: %s", s.Name, reason(r))
+		}
+		for _, svc := range s.Services {
+			if svc.Step == state.StepDone && svc.Ready >= svc.Desired {
+				continue
+			}
+			c.note("%s/%s: %d of %s updated, %d ready", s.Name, svc.Name, svc.Updated, plural(svc.Desired, "task"), svc.Ready)
+			for _, t := range svc.Tasks {
+				if t.Desired != state.DesiredStop && !t.Report.Ready() {
+					c.note("  %s is %s", t.ID, strings.TrimSpace(cmp.Or(string(t.Report.Phase), "pending")+" "+string(t.Report.Health)))
+				}
+			}
+		}
+	}
 }
 
 func (c *cli) syncAll(ctx context.Context, o syncOptions) error {
@@ -112,8 +152,15 @@ func (c *cli) syncAll(ctx context.Context, o syncOptions) error {
 // await follows the stacks to their ends and chooses the exit code.
 func (c *cli) await(ctx context.Context, sources []string, stack string, results []api.Result) error {
 	ends := []api.Progress{}
+	told := map[string]string{}
 	for i, s := range sources {
-		found, err := c.daemon().WatchProgress(ctx, s, stack, results[i].Index, c.progressNote)
+		found, err := c.daemon().WatchProgress(ctx, s, stack, results[i].Index, func(p api.Progress) error {
+			if what := progressOf(p); told[p.Stack] != what {
+				told[p.Stack] = what
+				c.note("%s: %s", p.Stack, what)
+			}
+			return nil
+		})
 		if err != nil {
 			return fmt.Errorf("wait for %s: %w", s, err)
 		}
@@ -123,9 +170,10 @@ func (c *cli) await(ctx context.Context, sources []string, stack string, results
 			if err != nil {
 				return err
 			}
-			if more != nil && len(found) == 0 {
-				ends = append(ends, *more)
+			if len(found) > 0 { // each stack said it
+				more = slices.DeleteFunc(more, func(p api.Progress) bool { return p.Stack == "" })
 			}
+			ends = append(ends, more...)
 		}
 	}
 	code := exitOK
@@ -183,28 +231,39 @@ func (c *cli) lastWords(ctx context.Context, stack string) {
 	}
 }
 
-// held tells of a source that has no stacks because its first revision waits for a person, or reads as none.
-func (c *cli) held(ctx context.Context, source string) (*api.Progress, error) {
+// held tells of what a source does not get through beside its stacks: a revision that waits for a person or does not render as a whole, and stacks that belong to
+// another source.
+func (c *cli) held(ctx context.Context, source string) ([]api.Progress, error) {
 	st, err := c.daemon().Status(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range st.Sources {
-		if s.Name == source && len(s.Waiting) > 0 {
-			return &api.Progress{Revision: s.Seen, End: api.EndBlocked, Reason: s.Waiting[0]}, nil
+	at := slices.IndexFunc(st.Sources, func(s api.SourceStatus) bool { return s.Name == source })
+	if at < 0 {
+		return nil, nil
+	}
+	s := st.Sources[at]
+	var out []api.Progress
+	switch {
+	case len(s.Waiting) > 0:
+		out = append(out, api.Progress{Revision: s.Seen, End: api.EndBlocked, Reason: s.Waiting[0]})
+	case s.Trouble != nil && s.Trouble.ID == reconcile.ReasonRender:
+		out = append(out, api.Progress{Revision: s.Seen, End: api.EndFailed, Reason: *s.Trouble})
+	}
+	for _, p := range s.Problems {
+		if p.Severity == manifest.Error && p.Stack != "" {
+			out = append(out, api.Progress{Stack: p.Stack, Revision: s.Seen, End: api.EndBlocked, Reason: state.Reason{ID: p.Rule, Message: p.Message}})
 		}
 	}
-	return nil, nil
+	return out, nil
 }
 
-// progressNote tells how far a stack is.
-func (c *cli) progressNote(p api.Progress) error {
-	what := string(p.End)
-	if what == "" {
-		what = fmt.Sprintf("%d of %d tasks updated, %d ready", p.Updated, p.Desired, p.Ready)
+// progressOf tells how far a stack is.
+func progressOf(p api.Progress) string {
+	if p.End != "" {
+		return string(p.End)
 	}
-	c.note("%s: %s", p.Stack, what)
-	return nil
+	return fmt.Sprintf("%d of %d tasks updated, %d ready", p.Updated, p.Desired, p.Ready)
 }
 
 func endCode(e api.Ending) int {

@@ -94,7 +94,7 @@ func command(version string) *cobra.Command {
 	r.StringVar(&o.keyFile, "key-file", "", "file with the private key for ssh")
 	r.StringVar(&o.known, "known-hosts", "", "known_hosts file for ssh (default the system's)")
 	r.StringVar(&o.interval, "interval", "30s", "how often the repository is asked for new commits")
-	r.StringVar(&o.policyDir, "policy", "", "directory of the policy source: policy.yaml, exemptions.yaml, *.rego")
+	r.StringVar(&o.policyDir, "policy", "", "directory of the policy source: policy.yaml, exemptions.yaml, *.rego; from Git instead: gitopsctl source add --policy")
 	r.StringVar(&o.policyLevel, "policy-level", "enforce", "enforce, warn or off, where the policy source says nothing")
 	r.StringVar(&o.memory, "default-memory", "", "memory limit of containers that write none, as 512MiB (default none)")
 	r.StringVar(&o.cpu, "default-cpu", "", "CPU limit of containers that write none, in cores (default none)")

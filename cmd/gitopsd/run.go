@@ -121,17 +121,23 @@ func run(ctx context.Context, o *options, version string) error {
 		st.Close()
 		return err
 	}
+	for _, e := range st.View().Sources.All() {
+		if e.Value.Policy && o.policyDir != "" {
+			st.Close()
+			return fmt.Errorf("--policy %s: source %s holds the policy of this cluster, and there is one: start without --policy, and remove the source if you want the directory instead", o.policyDir, e.Value.Name)
+		}
+	}
 	log.Info("gitopsd starts", "version", version, "node", id, "name", o.name, "data", o.dataDir, "block", record.Block)
 
 	cfg := cluster.Config{
-		ID: id, Record: record, Cluster: cl, Version: version, Store: st, Sources: src, Blobs: blobs, Key: key, Policy: engine, Harden: defaults,
+		ID: id, Record: record, Cluster: cl, Version: version, Store: st, Sources: src, Blobs: blobs, Key: key, Policy: engine, OwnPolicy: o.policyDir != "", Harden: defaults,
 		Initial: initial, Now: time.Now, Logger: log,
 	}
 	node := cluster.New(cfg, worker.Config{
 		Node: id, Cluster: cl.ID, Runtime: rt, Images: rt, Inspector: rt, Network: nets, Content: cluster.Content{Blobs: blobs},
 		DataRoot: record.DataRoot, RunDir: o.runDir, LogDir: filepath.Join(o.dataDir, "logs"), CgroupParent: "/" + o.namespace(), Domain: domain, Logger: log,
 	})
-	server := api.NewServer(api.Config{Socket: o.socket, Version: version, Node: id, Backend: node, Live: node, Planner: node, Log: log})
+	server := api.NewServer(api.Config{Socket: o.socket, Version: version, Node: id, Backend: node, Live: node, Planner: node, Rendered: src.rendered, Log: log})
 	keeper := &keeper{path: o.keeper, table: nets.NamesFile(), pid: filepath.Join(o.runDir, "keeper.pid"), logs: filepath.Join(o.dataDir, "keeper.log"), log: log}
 	g.Go(func() error { return node.Run(ctx) })
 	g.Go(func() error { return server.Run(ctx) })

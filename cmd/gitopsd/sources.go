@@ -15,6 +15,7 @@ import (
 
 	"github.com/gitopsd/gitopsd/cluster"
 	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/policy"
 	"github.com/gitopsd/gitopsd/reconcile"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/compose"
@@ -119,6 +120,9 @@ func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Rev
 		s.trees[src.Name] = co.Tree
 		s.mu.Unlock()
 	}
+	if src.Policy {
+		return loadPolicy(src, co), nil
+	}
 	b, err := compose.Load(ctx, compose.Options{
 		Root: co.Dir, Path: src.Path, Source: src.Name, Revision: manifest.Revision{Ref: co.Ref, Commit: co.Commit}, Cluster: s.cluster,
 		Hash: co.Hash, Cache: s.cache(src.Name),
@@ -141,6 +145,21 @@ func (s *sources) Load(ctx context.Context, src cluster.Source, rev manifest.Rev
 		defer root.Close()
 		return root.ReadFile(filepath.FromSlash(ref.Path))
 	}}, nil
+}
+
+// loadPolicy reads a policy source. What is wrong with it is a problem of its revision.
+func loadPolicy(src cluster.Source, co *git.Checkout) *cluster.Loaded {
+	b := &manifest.Bundle{Source: src.Name, Revision: manifest.Revision{Ref: co.Ref, Commit: co.Commit}}
+	root, err := os.OpenRoot(filepath.Join(co.Dir, filepath.FromSlash(src.Path)))
+	if err == nil {
+		defer root.Close()
+		var rules policy.Source
+		if rules, err = policy.LoadSource(root.FS()); err == nil {
+			return &cluster.Loaded{Bundle: b, Policy: rules}
+		}
+	}
+	b.Problems = policy.Problems(reconcile.ReasonBadPolicy, err)
+	return &cluster.Loaded{Bundle: b}
 }
 
 var fullCommit = regexp.MustCompile(`^[0-9a-f]{40}$`)
@@ -182,6 +201,16 @@ func unsigned(err error) (*state.Reason, bool) {
 		}
 	}
 	return nil, false
+}
+
+// rendered counts the stacks that were rendered so far.
+func (s *sources) rendered() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.caches {
+		n += c.Stats().Rendered
+	}
+	return n
 }
 
 func (s *sources) cache(source string) *compose.Cache {

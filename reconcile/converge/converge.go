@@ -393,13 +393,25 @@ func (n *node) absent(rep state.Report) state.Report {
 func (n *node) create(rep state.Report, attempt, streak, failures int) state.Report {
 	if rep.Phase == "" {
 		rep.Phase = state.PhasePulling
+		if n.a.Last.Phase == state.PhaseCreated {
+			rep.Phase = state.PhaseCreated // it was told to be ready, without a container yet
+		}
 	}
 	if len(n.images()) < len(n.a.Spec.Containers) {
 		n.do(Pull, Action{})
 		return rep
 	}
+	if n.a.Desired != state.DesiredRun && fixed(&n.a.Spec) {
+		rep.Phase = state.PhaseCreated // all but its network: the address is the old task's until that is gone
+		return rep
+	}
 	n.do(Create, Action{Attempt: attempt, Streak: streak, Failures: failures, Containers: ids(n.all)})
 	return rep
+}
+
+// fixed says whether the service has an address of its own, which only one task can hold at a time.
+func fixed(s *manifest.Service) bool {
+	return slices.ContainsFunc(s.Networks, func(a manifest.Attachment) bool { return a.IPv4 != "" })
 }
 
 // start handles an attempt whose containers are there and do not run.
@@ -476,11 +488,12 @@ func (n *node) first() Container {
 	return first
 }
 
-// attempts counts the restarts that max_attempts is about: all, or those within the window.
+// attempts counts the restarts that max_attempts is about: all after a failure, and those of what ends well again and again, or what ended within the window.
+// A start after a reboot, a drift or a removal by hand is none.
 func (n *node) attempts() int {
 	w := n.a.Spec.Restart.Window.Std()
 	if w == 0 {
-		return n.cur[0].Attempt - 1
+		return max(n.cur[0].Failures, n.cur[0].Streak)
 	}
 	used := 0
 	for _, end := range n.mem.Ends {
@@ -517,7 +530,8 @@ func (n *node) running(rep state.Report) state.Report {
 		if n.mem.Why != "" {
 			rep.Reason.Message += ": " + n.mem.Why
 		}
-		if n.a.Spec.Restart.Condition != manifest.RestartNever && !n.resting() {
+		// What is paused can't answer: to go on is what it needs, or, where drift is only told, to be left alone.
+		if n.a.Spec.Restart.Condition != manifest.RestartNever && !n.has(Paused) && !n.resting() {
 			n.do(Kill, Action{Attempt: n.cur[0].Attempt, Containers: ids(n.cur)})
 			return rep
 		}

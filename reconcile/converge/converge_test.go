@@ -16,7 +16,7 @@ import (
 
 // Each file is one situation of one task on its node. Its commands:
 //
-//	task [restart=C] [delay=D] [max-attempts=N] [window=D] [containers=(a,b)] [memory=N] [drift=report] [ignore=PATH] [check] [job] [fate=D/CODE …]
+//	task [restart=C] [delay=D] [max-attempts=N] [window=D] [containers=(a,b)] [memory=N] [address] [drift=report] [ignore=PATH] [check] [job] [fate=D/CODE …]
 //	desired run|ready|stop          what the node is told
 //	gate WHY… / open                a dependency is not there yet / is there
 //	exit CODE [oom] [container=C]   a container ends by itself
@@ -195,6 +195,8 @@ func (h *host) task(t *testing.T, d *datadriven.TestData) {
 			if err := spec.Containers[0].Resources.Memory.UnmarshalText([]byte(val)); err != nil {
 				t.Fatal(err)
 			}
+		case "address":
+			spec.Networks = []manifest.Attachment{{Network: "shop_default", IPv4: "10.9.0.5"}}
 		case "drift":
 			h.a.Report = true
 		case "ignore":
@@ -396,6 +398,7 @@ func (h *host) perform(a converge.Action) {
 				c.Phase = converge.Running
 			}
 		})
+		h.mem.Health = state.HealthHealthy // its checks begin anew
 	}
 }
 

@@ -7,7 +7,8 @@ import (
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
-// Reasons why a task does not start yet.
+// Reasons why a task does not start yet. The second says that waiting alone does not help: what the task depends on stalled, ended as it should not have, or may
+// not run.
 const (
 	ReasonDependency = "depends_on.waiting"
 	ReasonDependedOn = "depends_on.failed"
@@ -31,15 +32,30 @@ func Gate(v *state.View, t state.Task, spec *manifest.Service, report func(state
 	rel, _ := v.Releases.Get(st.Value.Applied.Release)
 	for _, other := range rel.Value.Stack.DependsOn {
 		o, ok := v.Stacks.Get(other)
-		switch {
-		case !ok:
+		if !ok {
 			return state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s, which there is none of", other)}
-		case o.Value.Stable == nil:
-			return state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s to be deployed", other)}
 		}
-		if r := waitsForStack(v, other, o.Value.Stable.Release, report); r.ID != "" {
+		r := state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s to be deployed", other)}
+		if o.Value.Stable != nil {
+			r = waitsForStack(v, other, o.Value.Stable.Release, report)
+		}
+		if r.ID != "" {
+			if why := stalled(o.Value); why.ID != "" {
+				return state.Reason{ID: ReasonDependedOn, Message: fmt.Sprintf("stack %s, which it depends on, %s", other, why.Message)}
+			}
 			return r
 		}
+	}
+	return state.Reason{}
+}
+
+// stalled says why a stack will not get well by itself: its rollout stalled, or it was never let in.
+func stalled(s state.Stack) state.Reason {
+	switch {
+	case s.Applied == nil && s.Wanted.Decision != state.DecisionAccepted && len(s.Wanted.Reasons) > 0:
+		return state.Reason{ID: s.Wanted.Reasons[0].ID, Message: fmt.Sprintf("is %s: %s", s.Wanted.Decision, s.Wanted.Reasons[0].Message)}
+	case s.Applied != nil && s.Outcome.Kind == state.Stalled:
+		return state.Reason{ID: s.Outcome.Reason.ID, Message: "stalled: " + s.Outcome.Reason.Message}
 	}
 	return state.Reason{}
 }
@@ -59,7 +75,8 @@ func waitsForStack(v *state.View, stack, release string, report func(state.Task)
 }
 
 func waitsFor(v *state.View, stack string, dep manifest.Dependency, report func(state.Task) state.Report) state.Reason {
-	if _, ok := v.Services.Get(state.ServiceKey(stack, dep.Service)); !ok && dep.Optional {
+	svc, ok := v.Services.Get(state.ServiceKey(stack, dep.Service))
+	if !ok && dep.Optional {
 		return state.Reason{}
 	}
 	var failed state.Reason
@@ -84,7 +101,11 @@ func waitsFor(v *state.View, stack string, dep manifest.Dependency, report func(
 			failed = r.Reason
 		}
 	}
-	if failed.ID != "" {
+	// While its rollout goes on, what failed may be replaced yet.
+	switch step := svc.Value.Step; {
+	case step == state.StepPaused:
+		return state.Reason{ID: ReasonDependedOn, Message: fmt.Sprintf("%s, which it depends on, stalled: %s", dep.Service, svc.Value.Reason.Message)}
+	case step == state.StepDone && failed.ID != "":
 		return state.Reason{ID: ReasonDependedOn, Message: fmt.Sprintf("%s, which it depends on, failed: %s", dep.Service, failed.Message)}
 	}
 	return state.Reason{ID: ReasonDependency, Message: fmt.Sprintf("waits for %s (%s)", dep.Service, dep.Condition)}

@@ -7,14 +7,16 @@
 // The meaning of update_config and rollback_config is Swarm's: parallelism counts slots, delay is slept after each slot, monitor is how long a task is
 // watched after it became healthy, and max_failure_ratio is over the slots of the rollout. Three things differ, for the user's good: every wait has a
 // deadline; with stop-first the old task stops only when the new one is pulled and created; and without a failure_action a failed rollout goes
-// back to the last stable spec where there is one.
+// back to the last stable spec where there is one. What waits for a service or stack that stalled is paused at once, and goes on when that came right.
 package rollout
 
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/gitopsd/gitopsd/reconcile/converge"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
@@ -43,6 +45,7 @@ type Input struct {
 	Service state.Service // as recorded
 	Slots   []Slot        // by number
 	// Hold says why no running task may be replaced now (a dependency is being updated, a sync window); empty = go on. What is missing is made all the same.
+	// With the id [converge.ReasonDependedOn] it says that waiting alone does not help.
 	Hold state.Reason
 	// CanRollBack says that there is a stable spec, other than the target, that may run again.
 	CanRollBack bool
@@ -94,9 +97,13 @@ const (
 
 // Next says what to do now.
 func Next(in Input) Output {
+	in.Service = resumed(in)
 	m := machine{in: in, out: Output{Service: in.Service}, policy: in.Target.Update}
 	if in.Service.Step == state.StepRollback {
 		m.policy = in.Target.Rollback
+	}
+	if holdsAddress(&in.Target) {
+		m.policy.StartFirst = false
 	}
 	m.judge()
 	if m.out.Rollback {
@@ -105,6 +112,37 @@ func Next(in Input) Output {
 	m.move()
 	m.finish()
 	return m.out
+}
+
+// resumed is the service as it is now that what it depends on came right, where it was paused for that.
+func resumed(in Input) state.Service {
+	svc := in.Service
+	if svc.Step != state.StepPaused || svc.Reason.ID != converge.ReasonDependedOn || in.Hold.ID == converge.ReasonDependedOn || gated(in.Slots).ID != "" {
+		return svc
+	}
+	svc.Step = state.StepUpdating
+	if svc.Bad != "" {
+		svc.Step = state.StepRollback
+	}
+	svc.Started, svc.Failed, svc.Reason = in.Now, nil, state.Reason{}
+	return svc
+}
+
+// gated says why the node of a new task does not start it, where only a change elsewhere can help.
+func gated(slots []Slot) state.Reason {
+	for _, slot := range slots {
+		for _, t := range slot.Tasks {
+			if t.Current && t.Desired == state.DesiredRun && t.Report.Phase == state.PhaseWaiting && t.Report.Reason.ID == converge.ReasonDependedOn {
+				return t.Report.Reason
+			}
+		}
+	}
+	return state.Reason{}
+}
+
+// holdsAddress says whether a task of the service has an address of its own: two of a slot can't run side by side then.
+func holdsAddress(s *manifest.Service) bool {
+	return slices.ContainsFunc(s.Networks, func(a manifest.Attachment) bool { return a.IPv4 != "" })
 }
 
 type machine struct {
@@ -199,7 +237,7 @@ func (m *machine) from(t *Task, at time.Time) time.Time {
 	return at
 }
 
-// due is when a task has to be ready.
+// due is when a task has to be ready. The time of a task that was only made ready begins anew when it is told to run: until then the slot was another's.
 func (m *machine) due(t *Task) time.Time { return m.from(t, t.Made).Add(m.policy.Deadline.Std()) }
 
 // failed says whether a task of this rollout counts as failed: it ended or turned unhealthy before it was ready or while it was watched, or it
@@ -296,9 +334,13 @@ func split(tasks []Task) (cur *Task, old []*Task) {
 	return cur, old
 }
 
-// leaving says whether a task of the slot is still on its way out.
-func leaving(tasks []Task) bool {
-	return slices.ContainsFunc(tasks, func(t Task) bool { return t.Desired == state.DesiredStop && t.Report.Phase != state.PhaseGone })
+// leaving is a task of the slot that is still on its way out; nil = there is none.
+func leaving(tasks []Task) *Task {
+	at := slices.IndexFunc(tasks, func(t Task) bool { return t.Desired == state.DesiredStop && t.Report.Phase != state.PhaseGone })
+	if at < 0 {
+		return nil
+	}
+	return &tasks[at]
 }
 
 func (m *machine) drop(slot Slot) {
@@ -311,7 +353,11 @@ func (m *machine) drop(slot Slot) {
 
 // settle handles a slot that has a running task of the target and nothing older. It says whether the slot needs nothing more.
 func (m *machine) settle(slot Slot, cur *Task, old []*Task) bool {
-	if cur.Desired != state.DesiredRun || len(old) > 0 {
+	if len(old) > 0 {
+		return false
+	}
+	if cur.Desired != state.DesiredRun { // it waits for a task that leaves: nobody serves in this slot
+		m.unwell++
 		return false
 	}
 	failed := slices.Contains(m.out.Service.Failed, cur.ID)
@@ -364,15 +410,20 @@ func (m *machine) progress(slot Slot, cur *Task, old []*Task) {
 	switch {
 	case cur.Desired == state.DesiredReady:
 		if cur.Report.Phase != state.PhaseCreated {
-			m.deadline(cur)
+			m.expire(cur, m.due(cur), "could not be made ready within %s: %s", m.policy.Deadline, cur.Report.Reason.Message)
 			return // the old task goes on until the new one could start
 		}
 		if len(old) > 0 {
 			m.stop(slot, old, state.Reason{ID: ReasonUpdate, Message: "replaced by " + cur.ID})
 			return
 		}
-		if !leaving(slot.Tasks) {
+		last := leaving(slot.Tasks)
+		switch {
+		case last == nil:
 			m.add(Move{Verb: Run, Slot: slot.Number, Task: cur.ID})
+		case last.Report.Phase == state.PhaseStopping:
+			end := last.Since.Add(m.in.Target.StopGrace.Std() + m.policy.Deadline.Std())
+			m.expire(cur, end, "waits for %s, which does not stop: %s", last.ID, last.Report.Reason.Message)
 		}
 	case cur.Report.Ready() && len(old) > 0:
 		m.stop(slot, old, state.Reason{ID: ReasonUpdate, Message: "replaced by " + cur.ID})
@@ -381,10 +432,9 @@ func (m *machine) progress(slot Slot, cur *Task, old []*Task) {
 	}
 }
 
-// deadline fails a replacement that can't even be made ready: the rollout would wait for ever while the old task serves.
-func (m *machine) deadline(t *Task) {
+// expire fails a replacement that can't begin to run by a time: the rollout would wait for ever while the old task serves, or does not go.
+func (m *machine) expire(t *Task, end time.Time, format string, args ...any) {
 	svc := &m.out.Service
-	end := m.due(t)
 	if m.in.Now.Before(end) {
 		m.wake(end)
 		return
@@ -392,7 +442,7 @@ func (m *machine) deadline(t *Task) {
 	if m.active() && !slices.Contains(svc.Failed, t.ID) {
 		svc.Failed = append(slices.Clone(svc.Failed), t.ID)
 		slices.Sort(svc.Failed)
-		svc.Reason = state.Reason{ID: ReasonDeadline, Message: fmt.Sprintf("%s could not be made ready within %s: %s", t.ID, m.policy.Deadline, t.Report.Reason.Message)}
+		svc.Reason = state.Reason{ID: ReasonDeadline, Message: t.ID + " " + strings.TrimSuffix(fmt.Sprintf(format, args...), ": ")}
 		m.wake(m.in.Now)
 	}
 }
@@ -408,7 +458,7 @@ func (m *machine) replace(slot Slot) {
 	_, old := split(slot.Tasks)
 	if len(old) == 0 {
 		why := state.Reason{ID: ReasonMissing, Message: "the slot has no task"}
-		m.add(Move{Verb: Make, Slot: slot.Number, Ready: leaving(slot.Tasks), Why: why})
+		m.add(Move{Verb: Make, Slot: slot.Number, Ready: leaving(slot.Tasks) != nil, Why: why})
 		m.busy++
 		return
 	}
@@ -456,6 +506,14 @@ func dead(tasks []*Task) []*Task {
 	return out
 }
 
+// stuck says why the rollout can't go on: what the service depends on stalled.
+func (m *machine) stuck() state.Reason {
+	if m.in.Hold.ID == converge.ReasonDependedOn && m.unmade > 0 {
+		return m.in.Hold
+	}
+	return gated(m.in.Slots)
+}
+
 // finish moves the service's step on.
 func (m *machine) finish() {
 	svc := &m.out.Service
@@ -463,8 +521,13 @@ func (m *machine) finish() {
 		m.recover()
 		return
 	}
-	stuck := m.lost > 0 || m.broken > 0 && m.broken == m.unwell && !m.inFlight()
-	if m.unmade == 0 && stuck && m.busy == 0 && len(m.out.Moves) == 0 {
+	if why := m.stuck(); why.ID != "" {
+		svc.Step, svc.Reason = state.StepPaused, why
+		m.out.Ended = true
+		return
+	}
+	lost := m.lost > 0 || m.broken > 0 && m.broken == m.unwell && !m.inFlight()
+	if m.unmade == 0 && lost && m.busy == 0 && len(m.out.Moves) == 0 {
 		svc.Step = state.StepPaused
 		m.out.Ended = true
 		return

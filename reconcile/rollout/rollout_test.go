@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/datadriven"
 
+	"github.com/gitopsd/gitopsd/reconcile/converge"
 	"github.com/gitopsd/gitopsd/reconcile/rollout"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
@@ -21,18 +22,19 @@ import (
 //	version NAME [POLICY] [FATE]    Git asks for another version
 //	scale N                         Git asks for another number of replicas of the same version
 //	restart                         a person asks for new tasks of the same version
-//	hold / go                       a dependency is being updated / is done
+//	hold / stall / go               a dependency is being updated / stalled / is done
 //	kill SLOT                       the running task of a slot ends with code 137 and is restarted by its node
 //	lose SLOT                       the task of a slot is gone, without a trace
 //	play [for=D]                    the service and its node run until nothing happens any more, or for D
 //	slots                           what is in each slot now
 //
 // POLICY: replicas parallelism delay monitor order action ratio deadline, and rollback-… for rollback_config.
-// FATE, of the slots named by slots=1,3 or of all: crash=D (after it runs), unhealthy (never gets healthy), no-image, heals=D (after a crash).
+// FATE, of the slots named by slots=1,3 or of all: crash=D (after it runs), unhealthy (never gets healthy), no-image, heals=D (after a crash), gated (its node
+// does not start it: what it depends on stalled; until go). address: the service has a fixed address. stops=D: how long tasks take to stop.
 // Pulling, starting and stopping take a second each.
 func TestRollout(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
-		w := &world{start: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), tasks: map[string]*task{}}
+		w := &world{stops: step, start: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), tasks: map[string]*task{}}
 		w.now = w.start
 		datadriven.RunTest(t, path, w.run)
 	})
@@ -56,6 +58,7 @@ type fate struct {
 	heals     time.Duration
 	unhealthy bool
 	noImage   bool
+	gated     bool
 }
 
 // task is a task and what its node is about to do with it.
@@ -72,6 +75,7 @@ type world struct {
 	svc        state.Service
 	tasks      map[string]*task
 	hold       state.Reason
+	stops      time.Duration // how long a task takes to stop
 	out        strings.Builder
 	least      int // fewest slots that served during a play
 }
@@ -106,8 +110,15 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		w.svc.Step, w.svc.Started, w.svc.Failed = state.StepUpdating, w.now, nil
 	case "hold":
 		w.hold = state.Reason{ID: "depends_on", Message: "db is being updated"}
+	case "stall":
+		w.hold = state.Reason{ID: converge.ReasonDependedOn, Message: "db, which it depends on, stalled"}
 	case "go":
 		w.hold = state.Reason{}
+		for _, tk := range w.sorted() {
+			if tk.Report.Reason.ID == converge.ReasonDependedOn {
+				w.begin(tk)
+			}
+		}
 	case "kill", "lose":
 		var slot int
 		if _, err := fmt.Sscan(d.CmdArgs[0].Key, &slot); err != nil {
@@ -205,6 +216,12 @@ func (w *world) version(t *testing.T, name string, d *datadriven.TestData) {
 			v.fate.unhealthy = true
 		case "no-image":
 			v.fate.noImage = true
+		case "gated":
+			v.fate.gated = true
+		case "address":
+			v.spec.Networks = []manifest.Attachment{{Network: "s_default", IPv4: "10.9.0.5"}}
+		case "stops":
+			w.stops = duration(t, val)
 		case "slots":
 			for _, s := range a.Vals {
 				var n int
@@ -345,9 +362,13 @@ func (w *world) perform(out rollout.Output) bool {
 			w.say("make %s (%s) %s: %s", short(tk.ID), tk.Spec, how, m.Why.Message)
 		case rollout.Run:
 			tk := w.tasks[m.Task]
-			tk.Desired = state.DesiredRun
+			tk.Desired, tk.Made = state.DesiredRun, w.now
 			w.say("run  %s", short(m.Task))
-			w.begin(tk)
+			if w.fateOf(tk).gated {
+				w.gate(tk)
+			} else {
+				w.begin(tk)
+			}
 		case rollout.Done:
 			w.tasks[m.Task].Done = w.now
 			w.say("done %s", short(m.Task))
@@ -355,7 +376,8 @@ func (w *world) perform(out rollout.Output) bool {
 			tk := w.tasks[m.Task]
 			tk.Desired, tk.Report.Phase = state.DesiredStop, state.PhaseStopping
 			w.say("stop %s: %s", short(m.Task), strings.ReplaceAll(m.Why.Message, "s/web.", ""))
-			w.after(tk, step, func() { delete(w.tasks, tk.ID) })
+			tk.Since = w.now
+			w.after(tk, w.stops, func() { delete(w.tasks, tk.ID) })
 		}
 	}
 	if before != w.svc.Step && !out.Ended {
@@ -389,11 +411,21 @@ func (w *world) make(slot int, ready bool, why state.Reason) *task {
 			return
 		}
 		tk.Report.Phase = state.PhaseCreated
-		if tk.Desired == state.DesiredRun {
+		switch {
+		case tk.Desired != state.DesiredRun:
+		case w.fateOf(tk).gated:
+			w.gate(tk)
+		default:
 			w.begin(tk)
 		}
 	})
 	return tk
+}
+
+// gate has the node say that it may not start a task.
+func (w *world) gate(tk *task) {
+	tk.Report.Phase = state.PhaseWaiting
+	tk.Report.Reason = state.Reason{ID: converge.ReasonDependedOn, Message: "db, which it depends on, stalled"}
 }
 
 func (w *world) fateOf(tk *task) fate {

@@ -64,16 +64,11 @@ var filters = []filter{
 		return ""
 	}},
 	{"host port taken", func(a Ask, n *Node) string {
-		for _, p := range a.Spec.Ports {
-			if p.Published == 0 {
-				continue
-			}
-			key := PortKey(p)
-			if holder := n.Ports[key]; holder != "" && holder != a.Service {
-				return fmt.Sprintf("port %s is published by %s", key, holder)
-			}
+		key, holder := n.holder(a.Service, a.Spec)
+		if holder == "" {
+			return ""
 		}
-		return ""
+		return fmt.Sprintf("port %s is published by %s", key, holder)
 	}},
 	{"cpu reserved", func(a Ask, n *Node) string {
 		if want := reserved(a.Spec, func(r manifest.Resources) int64 { return int64(r.ReserveCPU) }); want > int64(n.FreeCPU) {
@@ -152,6 +147,30 @@ func explain(total int, refused []int, example []string) string {
 	return fmt.Sprintf("no node of %d fits: %s", total, strings.Join(parts, ", "))
 }
 
+// holder finds another service that has a host port which the spec names, and the key of that port.
+func (n *Node) holder(service string, spec *manifest.Service) (key, holder string) {
+	for _, p := range spec.Ports {
+		key := PortKey(p)
+		if h := n.Ports[key]; p.Published != 0 && h != "" && h != service {
+			return key, h
+		}
+	}
+	return "", ""
+}
+
+// Publish takes the host ports of a spec for a service that has tasks on the node already. It says whether all of them were free; if not, none is taken.
+func (n *Node) Publish(service string, spec *manifest.Service) bool {
+	if _, holder := n.holder(service, spec); holder != "" {
+		return false
+	}
+	for _, p := range spec.Ports {
+		if p.Published != 0 {
+			n.Ports[PortKey(p)] = service
+		}
+	}
+	return true
+}
+
 // Release gives back what a task on the node reserves; its ports stay taken.
 func (n *Node) Release(spec *manifest.Service) {
 	n.FreeCPU += manifest.CPU(reserved(spec, func(r manifest.Resources) int64 { return int64(r.ReserveCPU) }))
@@ -163,10 +182,6 @@ func (n *Node) Take(service string, spec *manifest.Service) {
 	n.Tasks++
 	n.FreeCPU -= manifest.CPU(reserved(spec, func(r manifest.Resources) int64 { return int64(r.ReserveCPU) }))
 	n.FreeMemory -= manifest.Bytes(reserved(spec, func(r manifest.Resources) int64 { return int64(r.ReserveMemory) }))
-	for _, p := range spec.Ports {
-		if p.Published != 0 {
-			n.Ports[PortKey(p)] = service
-		}
-	}
+	n.Publish(service, spec)
 	n.Same[service]++
 }

@@ -96,6 +96,9 @@ type Source struct {
 	Known    string            `json:"knownHosts,omitempty"`
 	Auth     string            `json:"auth,omitempty"` // name of the Secret with the credentials
 	Yes      bool              `json:"yes,omitempty"`  // the first revision needs no approval
+	// Policy says that it holds no stacks but the policy that judges those of all other sources. There is one such source at most.
+	Policy     bool   `json:"policy,omitempty"`
+	PolicyHash string `json:"policyHash,omitempty"` // of the policy that Accepted made, as verdicts name it
 
 	Seen     manifest.Revision  `json:"seen,omitzero"`      // newest tip that was fetched and judged
 	Accepted manifest.Revision  `json:"accepted,omitzero"`  // newest one that the stacks follow
