@@ -1,6 +1,7 @@
 # Run `make` to see what there is to make.
 
-export PATH := $(PATH):/usr/local/go/bin
+# Debian's own Go may come first, all the more as sudo makes its own PATH: then the one of /usr/local/go is meant.
+export PATH := $(if $(shell .ci/check-tools 2>&1),/usr/local/go/bin:)$(PATH)
 GO        ?= go
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS   := -s -w -X main.version=$(VERSION)
@@ -60,13 +61,16 @@ cover: check ## write cover.out and print the coverage of each package
 bench: check deps ## measure speed and memory against their targets
 	$(GO) run ./fixtures/bench
 
+# As the programs are built, so that nothing is compiled twice.
+demo demo-stop: export CGO_ENABLED = 0
+
 demo: deps build ## show everything on this machine, and leave it running
-	@$(GO) run -buildvcs=false ./fixtures/demo/tour up
+	@$(GO) run -trimpath -buildvcs=false ./fixtures/demo/tour up
 
 demo-stop: build ## remove every trace of the demo
-	@$(GO) run -buildvcs=false ./fixtures/demo/tour stop
+	@$(GO) run -trimpath -buildvcs=false ./fixtures/demo/tour stop
 
-vm: build ## run the lab in a Debian 12 of its own, under qemu
+vm: check ## go through the demo, the service, a reboot and the lab in a fresh Debian 12 of its own, under qemu
 	@.ci/vm
 
 ci: ## run what must pass before a change is taken
