@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
-	"github.com/gitopsd/gitopsd/cluster/seal"
 	"github.com/gitopsd/gitopsd/cluster/store"
 	"github.com/gitopsd/gitopsd/policy"
 	"github.com/gitopsd/gitopsd/reconcile"
@@ -420,6 +420,9 @@ func applied(v *state.View, s state.Stack) manifest.Stack {
 // secretSet seals a value and has the stacks that use it follow.
 func (n *Node) secretSet(ctx context.Context, op api.Operation) (api.Result, error) {
 	name := op.Secret.Name
+	if e, ok := n.View().Secrets.Get(name); ok && e.Value.Stack != "" {
+		return api.Result{}, api.Conflictf("secret %s comes with the revision of stack %s: change it there", name, e.Value.Stack)
+	}
 	ref, err := n.refOf(name, op.Secret.Value)
 	if err != nil {
 		return api.Result{}, err
@@ -441,8 +444,8 @@ func (n *Node) secretSet(ctx context.Context, op api.Operation) (api.Result, err
 func (l *leader) secretRemove(ctx context.Context, op api.Operation) (api.Result, error) {
 	v := l.View()
 	e, ok := v.Secrets.Get(op.Secret.Name)
-	if !ok || e.Value.Name == seal.HashKeyName {
-		return api.Result{}, api.NotFoundf("secret", op.Secret.Name, keys(v.Secrets))
+	if !ok {
+		return api.Result{}, api.NotFoundf("secret", op.Secret.Name, slices.DeleteFunc(keys(v.Secrets), func(n string) bool { return strings.HasPrefix(n, ".") }))
 	}
 	for name, st := range v.Stacks.All() {
 		if st.Value.Applied == nil {

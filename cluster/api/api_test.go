@@ -122,7 +122,7 @@ func TestOperationsAreChecked(t *testing.T) {
 		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "x"}}, "a name and a URL"},
 		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "-x\ny", URL: "/r.git"}}, "a name of a source of letters"},
 		{Operation{Kind: OpSecretSet, ID: "1"}, "a secret with a name"},
-		{Operation{Kind: OpSecretSet, ID: "1", Secret: &SecretValue{Name: "cluster/hash-key"}}, "no / in it"},
+		{Operation{Kind: OpSecretSet, ID: "1", Secret: &SecretValue{Name: ".cluster/hash-key"}}, "a secret with a name of letters"},
 		{Operation{Kind: OpRestart, ID: "1", Stack: "shop", Service: "wbe"}, "did you mean shop/web"},
 		{Operation{Kind: OpSourceRemove, ID: "1", Source: "hoem"}, "did you mean home"},
 		{Operation{Kind: OpSecretRemove, ID: "1", Secret: &SecretValue{Name: "pv"}}, "did you mean pw"},

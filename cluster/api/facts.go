@@ -119,7 +119,7 @@ func nodeName(v *state.View, id string) string {
 func secretsOf(v *state.View) []SecretInfo {
 	out := []SecretInfo{}
 	for k, e := range v.Secrets.All() {
-		if e.Value.Stack == "" && strings.Contains(k, "/") {
+		if strings.HasPrefix(k, ".") { // the cluster's own
 			continue
 		}
 		out = append(out, SecretInfo{Name: k, Stack: e.Value.Stack, Since: e.At, Nodes: len(e.Value.Keys)})

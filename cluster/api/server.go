@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -441,7 +442,8 @@ func (s *Server) oneSource(name string) (string, error) {
 	if _, ok := v.Sources.Get(name); ok {
 		return name, nil
 	}
-	switch all := names(v.Sources); {
+	all := slices.DeleteFunc(names(v.Sources), func(n string) bool { e, _ := v.Sources.Get(n); return e.Value.Policy })
+	switch {
 	case name != "":
 		return "", noSource(v, name)
 	case len(all) == 1:

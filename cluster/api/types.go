@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gitopsd/gitopsd/policy"
@@ -81,8 +80,7 @@ func (op Operation) Check() error {
 	case OpSourceRemove:
 		return need(op.Source != "", "a source")
 	case OpSecretSet, OpSecretRemove:
-		// With a slash are the names of what a revision brought, and of what the cluster keeps for itself.
-		return need(op.Secret != nil && op.Secret.Name != "" && !strings.Contains(op.Secret.Name, "/"), "a secret with a name, which has no / in it")
+		return need(op.Secret != nil && secretName.MatchString(op.Secret.Name), "a secret with a name of letters, digits, ., - and _, or STACK/NAME for one of a stack")
 	}
 	return nil
 }
@@ -98,6 +96,9 @@ type Result struct {
 
 // sourceName keeps names apart from flags, paths and the lines of a table.
 var sourceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
+
+// secretName leaves the names that begin with a dot to what the cluster keeps for itself.
+var secretName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)?$`)
 
 // SourceSpec is a source as a person asks for it, with its credentials. It never prints them.
 type SourceSpec struct {

@@ -144,6 +144,8 @@ func (w *Worker) performed(a converge.Action, m *memory, out outcome) {
 // classify turns an action's error into what converge and people need to know of it.
 func classify(v converge.Verb, err error) converge.Trouble {
 	t := converge.Trouble{Reason: state.Reason{Message: err.Error()}, Permanent: errors.Is(err, ErrPermanent)}
+	// A runtime that does not answer in time says nothing of the task.
+	answered := !errors.Is(err, ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
 	var told *toldError
 	switch {
 	case errors.As(err, &told):
@@ -159,11 +161,11 @@ func classify(v converge.Verb, err error) converge.Trouble {
 	case v == converge.Pull:
 		t.Reason.ID, t.Fault = ReasonImage, t.Permanent
 	case v == converge.Start:
-		t.Reason.ID, t.Fault = ReasonStart, true
+		t.Reason.ID, t.Fault = ReasonStart, answered
 	case v == converge.Remove || v == converge.Kill:
 		t.Reason.ID = ReasonStop
 	default:
-		t.Reason.ID, t.Fault = ReasonCreate, true
+		t.Reason.ID, t.Fault = ReasonCreate, answered
 	}
 	return t
 }

@@ -84,7 +84,7 @@ type Config struct {
 	CgroupParent string // absolute cgroup path below which each container has its own
 	Domain       string // search domain of tasks, as svc.internal
 
-	Parallel int           // actions at once; 0 = 8
+	Parallel int           // actions at once; 0 = 16
 	Relist   time.Duration // how often drift is looked for without a sign of it; 0 = 30 s
 	Logger   *slog.Logger
 }
@@ -125,7 +125,7 @@ type memory struct {
 // New makes a worker. Nothing is touched until Run.
 func New(cfg Config) *Worker {
 	if cfg.Parallel == 0 {
-		cfg.Parallel = 8
+		cfg.Parallel = 16
 	}
 	if cfg.Relist == 0 {
 		cfg.Relist = 30 * time.Second
@@ -292,7 +292,7 @@ func (w *Worker) observe(ctx context.Context) error {
 	if !w.dirty && len(w.touched) == 0 {
 		return nil
 	}
-	if w.dirty || 2*len(w.touched) > len(w.runtime) {
+	if w.dirty || 8*len(w.touched) > len(w.runtime) {
 		all, err := w.cfg.Runtime.List(ctx)
 		if err != nil {
 			return err

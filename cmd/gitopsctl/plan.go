@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -93,8 +94,9 @@ func (c *cli) planPath(ctx context.Context, o planOptions) (api.Preview, error) 
 		if err != nil {
 			return api.Preview{}, err
 		}
-		if len(st.Sources) == 1 {
-			o.source = st.Sources[0].Name
+		stacks := slices.DeleteFunc(st.Sources, func(s api.SourceStatus) bool { return s.Policy })
+		if len(stacks) == 1 {
+			o.source = stacks[0].Name
 		}
 	}
 	o.render.source = o.source
