@@ -232,6 +232,10 @@ func (l *leader) register(ctx context.Context) error {
 	record := l.cfg.Record
 	if ok {
 		record.Block = e.Value.Block // once chosen, for ever: addresses of tasks are in it
+		record.Booted = e.Value.Booted
+		if e.Value.Boot != "" && e.Value.Boot != record.Boot {
+			record.Booted = l.now().Log
+		}
 	}
 	if !ok || !reflect.DeepEqual(e.Value, record) {
 		items = append(items, state.Item{state.Put(l.cfg.ID, e.Version, record)})

@@ -115,6 +115,11 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			}
 		}
 		w.put(state.Put(arg(0), 0, n))
+	case "reboot":
+		e, _ := w.view().Nodes.Get(arg(0))
+		w.now = w.now.Add(time.Second)
+		e.Value.Booted = w.now
+		w.put(state.Put(arg(0), e.Version, e.Value))
 	case "source":
 		w.put(state.Put(arg(0), 0, state.Source{Name: arg(0), URL: "/srv/" + arg(0), Yes: d.HasArg("yes")}))
 	case "commit":

@@ -219,6 +219,10 @@ func serviceStatus(v *state.View, stack, name string) ServiceStatus {
 	for id, t := range v.Tasks.Below(key + ".") {
 		r, _ := v.Reports.Get(id)
 		node, _ := v.Nodes.Get(t.Value.Node)
+		if r.Value.Phase == state.PhaseRunning && r.At.Before(node.Value.Booted) {
+			r.Value.Phase, r.Value.Health = state.PhaseWaiting, state.HealthUnknown
+			r.Value.Reason = state.Reason{ID: converge.ReasonLost, Message: "its machine was restarted, and has not told of it since"}
+		}
 		ts := TaskStatus{Task: t.Value, Report: r.Value, NodeName: node.Value.Name, Since: r.At}
 		if was, ok := v.Specs.Get(t.Value.Spec); ok {
 			ts.Image = was.Value.Service.Main().Image

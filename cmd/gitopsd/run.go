@@ -216,6 +216,9 @@ func (o *options) record(v *state.View, nets *network.Manager, id string, key *s
 		Name: o.name, Platform: runtime.GOOS + "/" + runtime.GOARCH, CPU: manifest.CPU(runtime.NumCPU()) * 1e9, DataRoot: filepath.Join(o.dataDir, "data"),
 		Version: version, SealKey: key.Public(),
 	}
+	if boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		n.Boot = strings.TrimSpace(string(boot))
+	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		n.Memory = manifest.Bytes(info.Totalram * uint64(info.Unit))

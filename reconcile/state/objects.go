@@ -81,6 +81,9 @@ type Node struct {
 	DataRoot string            `json:"dataRoot"`
 	Version  string            `json:"version,omitempty"`
 	SealKey  string            `json:"sealKey,omitempty"` // public key that secrets for this node are sealed to
+	Boot     string            `json:"boot,omitempty"`    // the kernel's id of the machine's present boot
+	// Booted is the log time at which that boot was first told of. What the node reported to run before it does not run any more.
+	Booted time.Time `json:"booted,omitzero"`
 }
 
 // Source is a Git repository that the cluster follows, by name.

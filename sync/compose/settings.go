@@ -363,7 +363,6 @@ func (s *settings) bundle() manifest.Settings {
 	return manifest.Settings{
 		PruneOff:    s.Prune.Enabled != nil && !*s.Prune.Enabled,
 		PruneBudget: s.Prune.Budget,
-		PolicyLevel: s.Policy,
 	}
 }
 

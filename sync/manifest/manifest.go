@@ -62,9 +62,8 @@ func (r Revision) String() string {
 
 // Settings are what gitops.yaml says for the whole source.
 type Settings struct {
-	PruneOff    bool   `json:"pruneOff,omitzero"`     // nothing is removed when Git no longer names it
-	PruneBudget int    `json:"pruneBudget,omitzero"`  // percent of a source's stacks or services one revision may remove unasked; 0 = the default of 50
-	PolicyLevel string `json:"policyLevel,omitempty"` // default for stacks: see Stack.Policy
+	PruneOff    bool `json:"pruneOff,omitzero"`    // nothing is removed when Git no longer names it
+	PruneBudget int  `json:"pruneBudget,omitzero"` // percent of a source's stacks or services one revision may remove unasked; 0 = the default of 50
 }
 
 // Stack is one Compose project.
