@@ -16,7 +16,7 @@ import (
 // what the latest loads used.
 type Cache struct {
 	mu      sync.Mutex
-	entries map[string]cached // by directory and name of the plan
+	entries map[string]*cached // by directory and name of the plan
 	stats   CacheStats
 }
 
@@ -35,6 +35,7 @@ func (c *Cache) Stats() CacheStats {
 
 // cached is a rendering with the hashes of what it depends on; the hash of what is absent is empty.
 type cached struct {
+	mu       sync.Mutex // held while it is rendered: who asks for the same meanwhile takes that
 	settings string
 	inputs   map[string]string
 	result   *rendering
@@ -47,14 +48,12 @@ func (l *loading) cached(ctx context.Context, p plan) (*rendering, error) {
 		return l.fresh(ctx, p)
 	}
 	key, settings := p.dir+"\x00"+p.name, l.settingsKey(p)
-	c.mu.Lock()
-	old, ok := c.entries[key]
-	c.mu.Unlock()
-	if ok && old.settings == settings && l.unchanged(old.inputs) {
-		c.mu.Lock()
-		c.stats.Reused++
-		c.mu.Unlock()
-		return old.result, nil
+	e := c.entry(key)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.result != nil && e.settings == settings && l.unchanged(e.inputs) {
+		c.count(func(s *CacheStats) { s.Reused++ })
+		return e.result, nil
 	}
 	t := l.fork()
 	r := l.render(ctx, p, t)
@@ -65,14 +64,29 @@ func (l *loading) cached(ctx context.Context, p plan) (*rendering, error) {
 	for name := range t.noted {
 		inputs[name], _ = l.opts.Hash(name)
 	}
+	c.count(func(s *CacheStats) { s.Rendered++ })
+	e.settings, e.inputs, e.result = settings, inputs, r
+	return r, nil
+}
+
+func (c *Cache) entry(key string) *cached {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.entries == nil {
-		c.entries = map[string]cached{}
+		c.entries = map[string]*cached{}
 	}
-	c.stats.Rendered++
-	c.entries[key] = cached{settings: settings, inputs: inputs, result: r}
-	return r, nil
+	e := c.entries[key]
+	if e == nil {
+		e = &cached{}
+		c.entries[key] = e
+	}
+	return e
+}
+
+func (c *Cache) count(f func(*CacheStats)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(&c.stats)
 }
 
 func (l *loading) fresh(ctx context.Context, p plan) (*rendering, error) {
@@ -138,7 +152,7 @@ func (c *Cache) forget(plans []plan) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	maps.DeleteFunc(c.entries, func(k string, _ cached) bool { return !keep[k] })
+	maps.DeleteFunc(c.entries, func(k string, _ *cached) bool { return !keep[k] })
 }
 
 // sortedKeys lists the keys of a map in order.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -206,4 +207,20 @@ func BenchmarkLoad(b *testing.B) {
 			}
 		}
 	})
+}
+
+// A push and a person may ask for the same commit at the same moment.
+func TestTwoLoadsAtOnceRenderOnce(t *testing.T) {
+	t.Parallel()
+	const stacks = 200
+	root := bigTree(t, stacks)
+	cache, hash := &Cache{}, hasher(t, root)
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() { load(t, Options{Root: root, Hash: hash, Cache: cache}) })
+	}
+	group.Wait()
+	if got := cache.Stats(); got.Rendered != stacks {
+		t.Errorf("%+v, want %d rendered", got, stacks)
+	}
 }
