@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,8 +9,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/gitopsd/gitopsd/cluster/network/names"
 )
 
 // What is published is reachable on the host's IPv6 addresses, too: from outside, from the host and on its loopback.
@@ -37,15 +34,7 @@ func TestLabIPv6(t *testing.T) {
 	if err := m.SetNames(t.Context(), Names{}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- names.Serve(ctx, names.Config{Path: m.NamesFile()}) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	serveNames(t, m)
 	answer := func(ns, to string) (string, error) {
 		c, err := within(t, ns, func() (net.Conn, error) { return net.DialTimeout("tcp6", to, patient) })
 		if err != nil {

@@ -19,6 +19,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/gitopsd/gitopsd/cluster/network/names"
 )
 
 // A lab test runs in a child of the test binary that has its own network and mount namespace: nothing of it touches the machine.
@@ -366,4 +368,18 @@ func routeLoopback(dev, gw string) error {
 		return err
 	}
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(gw), Dst: ipNet(netip.MustParsePrefix("127.0.0.2/32"))})
+}
+
+// serveNames answers names and the ports of programs, as the keeper does, until the test ends.
+func serveNames(t *testing.T, m *Manager) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- names.Serve(ctx, names.Config{Path: m.NamesFile()}) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }

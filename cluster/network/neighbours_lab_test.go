@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -133,15 +132,7 @@ func TestLabPort53(t *testing.T) {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- names.Serve(ctx, names.Config{Path: m.NamesFile()}) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	serveNames(t, m)
 	lookup := func(ns, network, at string) (*dns.Msg, error) {
 		conn, err := within(t, ns, func() (net.Conn, error) { return net.Dial(network, at) })
 		if err != nil {

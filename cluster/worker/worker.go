@@ -103,9 +103,8 @@ type Worker struct {
 	memory     map[string]*memory      // by task
 	last       map[string]state.Report // by task, of the last pass
 	untold     []state.Event           // of all passes since the last report to the log
-	listed     bool
-	dirty      bool            // any container may have changed since it was seen
-	touched    map[string]bool // ids of containers that may have changed since they were seen
+	dirty      bool                    // any container may have changed since it was seen
+	touched    map[string]bool         // ids of containers that may have changed since they were seen
 	reporting  bool
 	networks   map[string]network.Network
 	published  []network.Service
@@ -314,7 +313,7 @@ func (w *Worker) observe(ctx context.Context) error {
 			}
 		}
 	}
-	w.dirty, w.listed = false, true
+	w.dirty = false
 	clear(w.touched)
 	w.containers = w.containers[:0]
 	for _, c := range w.runtime {
@@ -410,7 +409,7 @@ func (w *Worker) remember(task string) *memory {
 
 // report proposes what changed. One batch is under way at a time: what comes meanwhile goes with the next.
 func (w *Worker) report(ctx context.Context, group *sync.WaitGroup, view *state.View, reports map[string]state.Report) {
-	if w.reporting || !w.listed {
+	if w.reporting {
 		return
 	}
 	var items []state.Item

@@ -401,17 +401,12 @@ func (n *node) create(rep state.Report, attempt, streak, failures int) state.Rep
 		n.do(Pull, Action{})
 		return rep
 	}
-	if n.a.Desired != state.DesiredRun && fixed(&n.a.Spec) {
+	if n.a.Desired != state.DesiredRun && n.a.Spec.FixedAddress() {
 		rep.Phase = state.PhaseCreated // all but its network: the address is the old task's until that is gone
 		return rep
 	}
 	n.do(Create, Action{Attempt: attempt, Streak: streak, Failures: failures, Containers: ids(n.all)})
 	return rep
-}
-
-// fixed says whether the service has an address of its own, which only one task can hold at a time.
-func fixed(s *manifest.Service) bool {
-	return slices.ContainsFunc(s.Networks, func(a manifest.Attachment) bool { return a.IPv4 != "" })
 }
 
 // start handles an attempt whose containers are there and do not run.

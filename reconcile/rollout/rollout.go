@@ -102,7 +102,7 @@ func Next(in Input) Output {
 	if in.Service.Step == state.StepRollback {
 		m.policy = in.Target.Rollback
 	}
-	if holdsAddress(&in.Target) {
+	if in.Target.FixedAddress() {
 		m.policy.StartFirst = false
 	}
 	m.judge()
@@ -138,11 +138,6 @@ func gated(slots []Slot) state.Reason {
 		}
 	}
 	return state.Reason{}
-}
-
-// holdsAddress says whether a task of the service has an address of its own: two of a slot can't run side by side then.
-func holdsAddress(s *manifest.Service) bool {
-	return slices.ContainsFunc(s.Networks, func(a manifest.Attachment) bool { return a.IPv4 != "" })
 }
 
 type machine struct {

@@ -9,6 +9,8 @@
 // is added later changes no hash.
 package manifest
 
+import "slices"
+
 // Bundle is everything that one revision of one source asks for, rendered.
 type Bundle struct {
 	Source   string    `json:"source"`
@@ -191,6 +193,11 @@ func (s *Service) Main() *Container { return &s.Containers[0] }
 
 // Job says whether the service's tasks are meant to end.
 func (s *Service) Job() bool { return s.Mode == ReplicatedJob || s.Mode == GlobalJob }
+
+// FixedAddress says whether its tasks have an address of their own, which only one task of a slot can hold at a time.
+func (s *Service) FixedAddress() bool {
+	return slices.ContainsFunc(s.Networks, func(a Attachment) bool { return a.IPv4 != "" })
+}
 
 // Container is one container of a task.
 type Container struct {
