@@ -199,6 +199,7 @@ func (g *group) run(ctx context.Context) {
 	// The first look is at once; later ones spread, so that many sources do not ask in step.
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var looked time.Time
 	for {
 		triggered := false
 		select {
@@ -208,8 +209,11 @@ func (g *group) run(ctx context.Context) {
 		case <-g.changed:
 		case <-g.early:
 			triggered = true
-		case <-refs.events():
-			if !refs.settle(ctx) {
+		case e := <-refs.events():
+			if strings.HasSuffix(e.Name, ".lock") {
+				continue // a ref is about to change; the lock is renamed when it has
+			}
+			if time.Since(looked) < settleTime && !refs.settle(ctx) {
 				return
 			}
 		case err := <-refs.errors():
@@ -223,6 +227,7 @@ func (g *group) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		looked = time.Now()
 		if refs == nil {
 			refs = g.watchRefs() // the repository may have appeared
 		}
@@ -359,10 +364,13 @@ func (r *refWatch) events() <-chan fsnotify.Event {
 	return r.w.Events
 }
 
-// settle swallows the events that follow the first one closely: a push writes several files. It
-// reports whether ctx goes on.
+// settleTime is how long a repository that changed a moment ago must be quiet before it is looked at once more. The first change of a ref is
+// looked at as it comes: it is whole, since Git renames a ref into its place after all that it names is there.
+const settleTime = 50 * time.Millisecond
+
+// settle swallows the events that follow each other closely: a push may move many refs. It reports whether ctx goes on.
 func (r *refWatch) settle(ctx context.Context) bool {
-	quiet := time.NewTimer(50 * time.Millisecond)
+	quiet := time.NewTimer(settleTime)
 	defer quiet.Stop()
 	for n := 0; n < 1000; n++ {
 		select {
