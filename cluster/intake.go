@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/gitopsd/gitopsd/cluster/seal"
 	"github.com/gitopsd/gitopsd/policy"
@@ -251,7 +252,7 @@ func (l *leader) secretRef(ctx context.Context, st *manifest.Stack, sec manifest
 	if sec.External || !comes {
 		return have.Value.Ref, nil
 	}
-	ref, err := l.refOf(sec.Name, value)
+	ref, err := l.refOf(ctx, sec.Name, value)
 	if err != nil {
 		return "", err
 	}
@@ -294,11 +295,22 @@ func (l *leader) hashKey(ctx context.Context) error {
 	return err
 }
 
-// refOf is the keyed hash of a secret's value.
-func (n *Node) refOf(name string, value []byte) (string, error) {
-	e, ok := n.View().Secrets.Get(seal.HashKeyName)
-	if !ok {
-		return "", errors.New("the cluster's hash key is not in the log yet")
+// keyTime is how long a first leader has to make the hash key.
+const keyTime = 10 * time.Second
+
+// refOf is the keyed hash of a secret's value. A cluster that began a moment ago makes the key first.
+func (n *Node) refOf(ctx context.Context, name string, value []byte) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, keyTime)
+	defer cancel()
+	view := n.View()
+	e, ok := view.Secrets.Get(seal.HashKeyName)
+	for ; !ok; e, ok = view.Secrets.Get(seal.HashKeyName) {
+		select {
+		case <-ctx.Done():
+			return "", errors.New("the cluster's hash key is not in the log yet: no node leads")
+		case <-n.Changed(view.Index):
+			view = n.View()
+		}
 	}
 	h, err := seal.OpenHasher(e.Value, n.cfg.Key, n.cfg.ID)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
@@ -122,7 +123,7 @@ func (l *leader) enforce(ctx context.Context, source string, in *intake) error {
 // judgeBy puts a policy in force and has everything judged by it.
 func (l *leader) judgeBy(ctx context.Context, engine *policy.Engine) error {
 	was := l.engine.Swap(engine)
-	if was != nil && was.Hash() == engine.Hash() {
+	if was != nil && was.Hash() == engine.Hash() && !l.judged.IsZero() {
 		return nil
 	}
 	if was == nil {
@@ -133,15 +134,18 @@ func (l *leader) judgeBy(ctx context.Context, engine *policy.Engine) error {
 
 // renewal is when all verdicts are to be made again although policy did not change; zero = never.
 func (l *leader) renewal() time.Time {
-	if e := l.engine.Load(); e != nil {
+	if e := l.engine.Load(); e != nil && !l.judged.IsZero() {
 		return e.Renew(l.judged)
 	}
 	return time.Time{}
 }
 
-// renew makes all verdicts again: policy changed, an exemption ended, or time passed that rules look at.
+// renew makes all verdicts again: a term began, policy changed, an exemption ended, or time passed that rules look at.
 func (l *leader) renew(ctx context.Context) error {
 	l.judged = l.cfg.Now()
+	if err := l.judgeKept(ctx); err != nil {
+		return err
+	}
 	for _, source := range slices.Sorted(maps.Keys(l.intakes)) {
 		in := l.intakes[source]
 		if e, ok := l.View().Sources.Get(source); !ok || e.Value.Policy {
@@ -157,6 +161,44 @@ func (l *leader) renew(ctx context.Context) error {
 		}
 	}
 	return l.judgeEarlier(ctx, keys(l.View().Stacks))
+}
+
+// judgeKept asks current policy about the stacks of sources that were not fetched in this term, as the log has them: Git may be out of reach for long. One that policy
+// denies now is Blocked; the rest waits for the source, as does the place in the file where the denial has its cause.
+func (l *leader) judgeKept(ctx context.Context) error {
+	engine, err := l.inForce()
+	if err != nil {
+		return err
+	}
+	for name, e := range l.View().Stacks.All() {
+		w := e.Value.Wanted
+		if _, fetched := l.intakes[e.Value.Source]; fetched || e.Value.Removing || w.Decision != state.DecisionAccepted || w.Verdict.Policy == engine.Hash() {
+			continue
+		}
+		spec, ok := reconcile.Rendered(l.View(), w.Release)
+		if !ok {
+			continue
+		}
+		r, err := l.judge(ctx, engine, policy.Input{Gate: policy.RevisionGate, Stack: spec})
+		if err != nil {
+			return err
+		}
+		if !r.Deny {
+			continue
+		}
+		next := e.Value
+		next.Wanted.Decision, next.Wanted.Problems = state.DecisionBlocked, r.Findings
+		next.Wanted.Verdict = state.Verdict{Policy: r.Policy, Deny: true, Until: r.Until}
+		next.Wanted.Reasons = []state.Reason{{ID: reconcile.ReasonPolicy, Message: firstError(r)}}
+		plan := reconcile.Plan{
+			Steps: []reconcile.Step{{Action: reconcile.ActBlock, Cause: reconcile.CauseRevision, Source: next.Source, Stack: name, Revision: w.Revision, Reason: next.Wanted.Reasons[0]}},
+			Items: []state.Item{{state.Put(name, e.Version, next)}},
+		}
+		if err := l.proposePlan(ctx, &plan, l.View()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // review hardens each stack of a revision, writes the defaults into it, and asks policy about it. A stack that the revision before had as well, and that policy
@@ -235,6 +277,19 @@ func (n *Node) judgePlan(ctx context.Context, v *state.View, in reconcile.Intake
 		return nil, fmt.Errorf("judge what %s changes: %w", in.Bundle.Revision, err)
 	}
 	reviews := maps.Clone(in.Reviews)
+	add := func(name string, found []manifest.Problem) {
+		r := reviews[name]
+		r.Findings = slices.Clone(r.Findings)
+		for _, f := range found {
+			same := func(have manifest.Problem) bool { // wherever it is written
+				return have.Rule == f.Rule && have.Service == f.Service && have.Message == f.Message
+			}
+			if !slices.ContainsFunc(r.Findings, same) {
+				r.Findings = append(r.Findings, f)
+			}
+		}
+		reviews[name] = r
+	}
 	for _, name := range plan.Stacks() {
 		items := itemsOf(plan.Steps, name)
 		if len(items) == 0 {
@@ -254,15 +309,30 @@ func (n *Node) judgePlan(ctx context.Context, v *state.View, in reconcile.Intake
 		if both.Until.IsZero() || !r.Until.IsZero() && r.Until.Before(both.Until) {
 			both.Until = r.Until
 		}
-		both.Findings = slices.Clone(both.Findings)
-		for _, f := range r.Findings {
-			if !slices.Contains(both.Findings, f) {
-				both.Findings = append(both.Findings, f)
-			}
-		}
 		reviews[name] = both
+		add(name, r.Findings)
+	}
+	for i := range in.Bundle.Stacks {
+		add(in.Bundle.Stacks[i].Name, warned(v, engine, &in.Bundle.Stacks[i]))
 	}
 	return reviews, nil
+}
+
+// warned lists what users' rules warned of when a stack was told to be what the revision asks for again. A warning of what is done to a stack is about a moment that is
+// over once it was begun: it stays with the stack until it is told to be something else, or by another policy.
+func warned(v *state.View, engine *policy.Engine, spec *manifest.Stack) []manifest.Problem {
+	e, ok := v.Stacks.Get(spec.Name)
+	w := e.Value.Wanted
+	if !ok || w.Decision != state.DecisionAccepted || w.Verdict.Policy != engine.Hash() {
+		return nil
+	}
+	told, kept := reconcile.Rendered(v, w.Release)
+	if !kept || manifest.Hash(&told) != manifest.Hash(spec) {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(w.Problems), func(p manifest.Problem) bool {
+		return p.Severity != manifest.Warn || !strings.HasPrefix(p.Rule, policy.Custom+"/")
+	})
 }
 
 // actions are the steps that policy is asked about, in its words.

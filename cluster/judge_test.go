@@ -201,6 +201,16 @@ func (r *rig) start(s setup) {
 	r.t.Cleanup(r.stop)
 }
 
+// leads waits until the node leads.
+func (r *rig) leads() {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
+	defer cancel()
+	if err := r.ask(ctx, func(*leader) error { return nil }); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 func (r *rig) wall() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -375,6 +385,104 @@ func TestPlanGate(t *testing.T) {
 	if index == r.View().Index {
 		t.Error("nothing happened")
 	}
+}
+
+// A warning about what is done to a stack is of a moment; it stays to be seen, in whatever is looked at again, until the stack is told to be something else.
+func TestPlanWarningStays(t *testing.T) {
+	src, err := policy.LoadSource(fstest.MapFS{"busy.rego": rule("busy", `
+warn contains {"service": step.service, "message": sprintf("%s is replaced at a busy hour.", [step.service])} if {
+	some step in input.plan
+	step.action == "replace"
+}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := setup{policy: policy.Options{Source: src}, sources: []state.Source{{Name: "fleet"}}}
+	r := newRig(t)
+	r.push("fleet", revision{id: "c1", stacks: "shop\n  db db:1 monitor=1ms\n  web web:1 monitor=1ms"})
+	r.start(s)
+	r.status("shop", reconcile.Synced, "")
+	warnings := func(want int) {
+		t.Helper()
+		r.status("shop", reconcile.Synced, "")
+		e, _ := r.View().Stacks.Get("shop")
+		n := 0
+		for _, p := range e.Value.Wanted.Problems {
+			if p.Rule == "custom/busy" && p.Service == "web" {
+				n++
+			}
+		}
+		if n != want {
+			t.Errorf("%s has %d warnings, want %d: %v", e.Value.Wanted.Revision, n, want, e.Value.Wanted.Problems)
+		}
+	}
+	sync := func(commit string) {
+		t.Helper()
+		if _, err := r.Operate(t.Context(), api.Operation{Kind: api.OpSync, ID: api.NewRequestID(), Source: "fleet"}); err != nil {
+			t.Fatal(err)
+		}
+		r.until(commit+" is accepted", func(v *state.View) bool {
+			e, _ := v.Sources.Get("fleet")
+			return e.Value.Accepted.Commit == scenario.Commit(commit)
+		})
+	}
+	warnings(0)
+	r.push("fleet", revision{id: "c2", stacks: "shop\n  db db:1 monitor=1ms\n  web web:2 monitor=1ms"})
+	sync("c2")
+	warnings(1)
+	sync("c2")
+	warnings(1)
+	index := r.View().Index
+	sync("c2")
+	if r.View().Index != index {
+		t.Error("looking at the same revision again changes something")
+	}
+	r.push("fleet", revision{id: "c3", stacks: "shop\n  db db:1 monitor=1ms\n  web web:2 monitor=1ms\nblog\n  www www:1"})
+	sync("c3")
+	warnings(1)
+	r.stop()
+	r.start(s)
+	r.leads()
+	sync("c3")
+	warnings(1)
+	r.push("fleet", revision{id: "c4", stacks: "shop\n  db db:2 monitor=1ms\n  web web:2 monitor=1ms\nblog\n  www www:1"})
+	sync("c4")
+	warnings(0)
+}
+
+// An agent that comes back with another policy while Git is out of reach judges what runs from the log, and what runs goes on.
+func TestNewPolicyWithoutGit(t *testing.T) {
+	r := newRig(t)
+	stacks := "shop\n  web web:1 monitor=1ms\nblog\n  www www:1 monitor=1ms"
+	r.push("fleet", revision{id: "c1", stacks: stacks})
+	s := setup{sources: []state.Source{{Name: "fleet"}}}
+	r.start(s)
+	r.status("shop", reconcile.Synced, "")
+	r.status("blog", reconcile.Synced, "")
+	r.stop()
+
+	src, err := policy.LoadSource(fstest.MapFS{"noweb.rego": rule("noweb", `
+deny contains {"service": service.name, "message": "web:1 is too old."} if {
+	some service in input.stack.services
+	some container in service.containers
+	container.image == "web:1"
+}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.push("fleet", revision{err: errors.New("no route to host")})
+	s.policy.Source = src
+	r.start(s)
+	st := r.status("shop", reconcile.Blocked, "web:1 is too old. Wait until Monday. [custom/noweb]")
+	if st.Health != reconcile.Healthy || r.tasks("shop") != "web:1" {
+		t.Errorf("what runs does not go on: %s, %s", st.Health, r.tasks("shop"))
+	}
+	r.status("blog", reconcile.Synced, "")
+	r.push("fleet", revision{id: "c1", stacks: stacks})
+	r.until("the source is read again", func(v *state.View) bool { e, _ := v.Sources.Get("fleet"); return e.Value.Trouble == nil })
+	r.status("shop", reconcile.Blocked, "web:1 is too old")
+	r.push("fleet", revision{id: "c2", stacks: strings.ReplaceAll(stacks, "web:1", "web:2")})
+	r.status("shop", reconcile.Synced, "")
 }
 
 // The policy source judges before anything is accepted, its newest good revision is in force, and what runs is judged by it at once.

@@ -25,14 +25,14 @@ type leader struct {
 	intakes map[string]*intake // by source: the newest revision, rendered and reviewed
 	follows []Source
 	looked  uint64    // index up to which changes of sources were seen
-	judged  time.Time // when all verdicts were made, or made again
+	judged  time.Time // when all verdicts were made, or made again; zero = not in this term yet
 
 	decided uint64               // index up to which all stacks were decided
 	wakes   map[string]time.Time // log time at which a stack is to be decided again
 }
 
 func newLeader(n *Node, term uint64) *leader {
-	return &leader{Node: n, term: term, intakes: map[string]*intake{}, wakes: map[string]time.Time{}, judged: n.cfg.Now()}
+	return &leader{Node: n, term: term, intakes: map[string]*intake{}, wakes: map[string]time.Time{}}
 }
 
 // run registers the node, follows the sources and decides, until the term ends.

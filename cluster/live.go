@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
@@ -120,12 +122,17 @@ func (n *Node) logDirs(v *state.View, q api.LogQuery) []logDir {
 
 // earlier is the newest task of the same slot that was there before.
 func earlier(logged []string, t state.Task) string {
-	for gen := t.Gen - 1; gen > 0; gen-- {
-		if id := state.TaskID(t.Stack, t.Service, t.Slot, gen); slices.Contains(logged, id) {
-			return id
+	last := 0
+	for _, id := range logged {
+		number, ok := strings.CutPrefix(id, fmt.Sprintf("%s/%s.%d.", t.Stack, t.Service, t.Slot))
+		if gen, err := strconv.Atoi(number); ok && err == nil && gen < t.Gen {
+			last = max(last, gen)
 		}
 	}
-	return ""
+	if last == 0 {
+		return ""
+	}
+	return state.TaskID(t.Stack, t.Service, t.Slot, last)
 }
 
 func (n *Node) taskLogs(task string, attempts tasklog.Attempts) []logDir {

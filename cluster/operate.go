@@ -84,57 +84,69 @@ func (l *leader) operate(ctx context.Context, op api.Operation) (api.Result, err
 		return l.sourceRemove(ctx, op)
 	case api.OpSecretRemove:
 		return l.secretRemove(ctx, op)
+	case api.OpVolumeForget, api.OpVolumeRemove:
+		return l.volume(ctx, op)
 	}
 	return api.Result{}, api.Invalidf("operation %q is not known to this version", op.Kind)
 }
 
-// sync has sources fetched now, and waits until what they point to was judged.
+// sync has sources fetched now, and waits until what they point to was judged. A source that fails holds no other one up. A stack that nobody knows is looked for in
+// all sources: only their newest commit may bring it.
 func (n *Node) sync(ctx context.Context, op api.Operation) (api.Result, error) {
 	v := n.View()
-	var names []string
-	switch {
-	case op.Stack != "":
-		names = keys(v.Sources) // a stack that only the newest commit brings is known after the fetch
-		if st, ok := v.Stacks.Get(op.Stack); ok {
-			names = []string{st.Value.Source}
-		}
-	case op.Source != "":
+	names := keys(v.Sources)
+	if st, ok := v.Stacks.Get(op.Stack); ok {
+		names = []string{st.Value.Source}
+	} else if op.Source != "" {
 		if _, ok := v.Sources.Get(op.Source); !ok {
 			return api.Result{}, api.NotFoundf("source", op.Source, keys(v.Sources))
 		}
 		names = []string{op.Source}
-	default:
-		names = keys(v.Sources)
 	}
 	var res api.Result
+	var failed []error
 	for _, name := range names {
-		e, _ := n.View().Sources.Get(name)
-		src, err := n.source(e.Value)
+		rev, err := n.syncSource(ctx, name)
 		if err != nil {
-			return res, err
-		}
-		rev, err := n.cfg.Sources.Newest(ctx, src)
-		if err == nil {
-			var l *leader
-			if err = n.ask(ctx, func(cur *leader) error { l = cur; return nil }); err == nil {
-				err = l.take(ctx, e.Value, rev)
-			}
-		}
-		if err != nil {
-			cause := err
-			return res, errors.Join(api.Invalidf("sync %s: %v", name, cause), n.ask(ctx, func(l *leader) error { return l.trouble(ctx, name, cause) }))
-		}
-		res.Source, res.Revision = name, rev
-		if e, _ := n.View().Sources.Get(name); e.Value.Policy && e.Value.Trouble != nil { // no stack could tell of it
-			return res, api.Deniedf(e.Value.Trouble.ID, "sync %s: %s", name, e.Value.Trouble.Message)
+			failed = append(failed, err)
+		} else if st, ok := n.View().Stacks.Get(op.Stack); op.Stack == "" || ok && st.Value.Source == name {
+			res.Source, res.Revision, res.Message = name, rev, fmt.Sprintf("%s is at %s", name, rev)
 		}
 	}
 	v = n.View()
-	if _, ok := v.Stacks.Get(op.Stack); op.Stack != "" && !ok {
-		return res, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
-	}
 	res.Index = v.Index
-	return res, nil
+	st, known := v.Stacks.Get(op.Stack)
+	switch {
+	case op.Stack != "" && !known:
+		return res, api.NotFoundf("stack", op.Stack, keys(v.Stacks))
+	case known && st.Value.Source == res.Source: // what is wrong with others is not its
+		return res, nil
+	}
+	return res, errors.Join(failed...)
+}
+
+// syncSource has one source fetched now, and waits until what it points to was judged.
+func (n *Node) syncSource(ctx context.Context, name string) (manifest.Revision, error) {
+	e, _ := n.View().Sources.Get(name)
+	src, err := n.source(e.Value)
+	if err != nil {
+		return manifest.Revision{}, err
+	}
+	rev, err := n.cfg.Sources.Newest(ctx, src)
+	if err == nil {
+		var l *leader
+		if err = n.ask(ctx, func(cur *leader) error { l = cur; return nil }); err == nil {
+			err = l.take(ctx, e.Value, rev)
+		}
+	}
+	if err != nil {
+		cause := err
+		return rev, errors.Join(api.Invalidf("sync %s: %v", name, cause), n.ask(ctx, func(l *leader) error { return l.trouble(ctx, name, cause) }))
+	}
+	if e, _ := n.View().Sources.Get(name); e.Value.Policy && e.Value.Trouble != nil { // no stack could tell of it
+		return rev, api.Deniedf(e.Value.Trouble.ID, "sync %s: %s", name, e.Value.Trouble.Message)
+	}
+	return rev, nil
 }
 
 func keys[T state.Object](t state.Table[T]) []string {
@@ -341,7 +353,7 @@ func (l *leader) addSource(ctx context.Context, src Source, actor string) error 
 		e, ok := l.View().Sources.Get(src.Name)
 		if ok { // its progress is kept: the same name is the same source
 			next.Seen, next.Accepted, next.Approved, next.Yes = e.Value.Seen, e.Value.Accepted, e.Value.Approved, next.Yes || e.Value.Yes
-			next.PolicyHash = e.Value.PolicyHash
+			next.PolicyHash, next.PruneVolumes = e.Value.PolicyHash, e.Value.PruneVolumes
 		}
 		if err := l.fits(next, e.Value, ok); err != nil {
 			return err
@@ -423,7 +435,7 @@ func (n *Node) secretSet(ctx context.Context, op api.Operation) (api.Result, err
 	if e, ok := n.View().Secrets.Get(name); ok && e.Value.Stack != "" {
 		return api.Result{}, api.Conflictf("secret %s comes with the revision of stack %s: change it there", name, e.Value.Stack)
 	}
-	ref, err := n.refOf(name, op.Secret.Value)
+	ref, err := n.refOf(ctx, name, op.Secret.Value)
 	if err != nil {
 		return api.Result{}, err
 	}

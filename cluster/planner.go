@@ -70,7 +70,7 @@ func (n *Node) TestSource(ctx context.Context, s api.SourceSpec) (api.SourceRepo
 
 func (n *Node) preview(ctx context.Context, in *intake, relation reconcile.Relation) (api.Preview, error) {
 	v := n.View()
-	b, err := n.named(v, in.loaded.Bundle)
+	b, err := n.named(ctx, v, in.loaded.Bundle)
 	if err != nil {
 		return api.Preview{}, err
 	}
@@ -131,13 +131,13 @@ func changes(p reconcile.Plan, stack string) bool {
 
 // named is the bundle with each secret named by the keyed hash of its value, where that is known; nothing is logged. A secret without a value here is taken to be
 // what the log has.
-func (n *Node) named(v *state.View, b *manifest.Bundle) (*manifest.Bundle, error) {
+func (n *Node) named(ctx context.Context, v *state.View, b *manifest.Bundle) (*manifest.Bundle, error) {
 	return withRefs(b, func(st *manifest.Stack, sec manifest.Secret) (string, error) {
 		value, comes := st.SecretValues[sec.Name]
 		if sec.External || !comes {
 			have, _ := v.Secrets.Get(sec.Name)
 			return have.Value.Ref, nil
 		}
-		return n.refOf(sec.Name, value)
+		return n.refOf(ctx, sec.Name, value)
 	})
 }

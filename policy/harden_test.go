@@ -43,6 +43,8 @@ func TestHarden(t *testing.T) {
 		{"privileged", manifest.Container{Privileged: true}, Defaults{}, manifest.Resources{Pids: 4096}, []string{pids}},
 		{"drops all, own profiles", manifest.Container{CapDrop: []string{"ALL"}, SecurityOpt: []string{"seccomp:unconfined", "apparmor=mine"}}, Defaults{},
 			manifest.Resources{Pids: 4096}, []string{pids}},
+		{"a profile of the repository", manifest.Container{SecurityOpt: []string{manifest.SeccompDenies + "sha256:00"}}, Defaults{},
+			manifest.Resources{Pids: 4096}, []string{pids, caps, apparmor}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.in.Name = "web"

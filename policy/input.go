@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"encoding"
 	"encoding/json"
 	"fmt"
@@ -65,15 +66,20 @@ func inputValue(in Input, items []Item, cfg configFacts) (ast.Value, error) {
 	if doc.Plan == nil {
 		doc.Plan = []Item{}
 	}
-	data, err := json.Marshal(doc)
-	if err != nil {
+	var v map[string]any
+	if err := throughJSON(doc, &v); err != nil {
 		return nil, fmt.Errorf("write stack %s for policy: %w", in.Stack.Name, err)
 	}
-	dec := json.NewDecoder(strings.NewReader(string(data)))
-	dec.UseNumber()
-	var v map[string]any
-	if err := dec.Decode(&v); err != nil {
-		return nil, fmt.Errorf("read stack %s back for policy: %w", in.Stack.Name, err)
+	services := objects(v["stack"].(map[string]any)["services"])
+	for i, s := range in.Stack.Services {
+		// One by one: a rule that looks for a port must find it in a range too.
+		var ports []any
+		if err := throughJSON([]manifest.Port(s.Ports), &ports); err != nil {
+			return nil, fmt.Errorf("write the ports of stack %s for policy: %w", in.Stack.Name, err)
+		}
+		if len(ports) > 0 {
+			services[i]["ports"] = ports
+		}
 	}
 	enrich(v["stack"].(map[string]any), &in.Stack)
 	val, err := ast.InterfaceToValue(v)
@@ -81,6 +87,16 @@ func inputValue(in Input, items []Item, cfg configFacts) (ast.Value, error) {
 		return nil, fmt.Errorf("hand stack %s to policy: %w", in.Stack.Name, err)
 	}
 	return val, nil
+}
+
+func throughJSON(from, to any) error {
+	data, err := json.Marshal(from)
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	return dec.Decode(to)
 }
 
 // enrich adds to the stack's JSON what rules should not have to work out (real host paths, parts of image references, variables that look

@@ -181,3 +181,18 @@ func TestFixturesBelongToRules(t *testing.T) {
 		}
 	}
 }
+
+// A rule sees each port of a range, however the range is written down.
+func TestRulesSeeEachPort(t *testing.T) {
+	var ports manifest.Ports
+	for p := range uint16(5000) {
+		ports = append(ports, manifest.Port{Published: p + 1, Target: p + 1})
+	}
+	v, err := inputValue(Input{Gate: RevisionGate, Now: now, Stack: manifest.Stack{Name: "shop", Services: []manifest.Service{{Name: "web", Ports: ports}}}}, nil, configFacts{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := v.String(); strings.Contains(text, `"count"`) || strings.Count(text, `"published"`) != len(ports) || !strings.Contains(text, `"published": 4567`) {
+		t.Errorf("%d ports, beginning with %.300s", strings.Count(text, `"published"`), text)
+	}
+}

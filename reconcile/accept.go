@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gitopsd/gitopsd/reconcile/rollout"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
@@ -51,7 +52,7 @@ const (
 	ReasonUnsigned  = "source.unsigned"
 	ReasonBudget    = "prune.budget"
 	ReasonRenamed   = "stack.renamed"
-	ReasonPolicy    = "policy.denied"
+	ReasonPolicy    = rollout.ReasonPolicy
 	ReasonBadPolicy = "policy.broken"
 	ReasonRender    = "render.failed"
 	ReasonOwned     = "stack.owned"
@@ -108,7 +109,7 @@ func (a *accepting) run() {
 			a.plan.Steps = append(a.plan.Steps, Step{Action: ActFail, Cause: CauseRevision, Source: a.in.Source, Revision: rev, Reason: *broken})
 		}
 	case len(next.Waiting) == 0:
-		next.Accepted = rev
+		next.Accepted, next.PruneVolumes = rev, a.in.Bundle.Settings.PruneVolumes
 		a.stacks()
 		a.prune(gone)
 	case !slices.Equal(next.Waiting, a.src.Waiting):
@@ -186,8 +187,12 @@ func (a *accepting) renamed(gone []string) (state.Reason, bool) {
 			}
 			for _, vol := range a.v.Volumes.All() {
 				if vol.Value.Stack == name && vol.Value.Kind != manifest.MountBind {
-					return state.Reason{ID: ReasonRenamed, Message: fmt.Sprintf("stack %s is called %s now; its data (%s and what else it has) stay under the old name, and %s would start empty: give it the old name, with `name: %s`",
-						name, f.Name, vol.Value.Name, f.Name, name)}, true
+					stay := "stay under the old name"
+					if a.withVolumes(old.Value) {
+						stay = "would be removed with the old name"
+					}
+					return state.Reason{ID: ReasonRenamed, Message: fmt.Sprintf("stack %s is called %s now; its data (%s and what else it has) %s, and %s would start empty: give it the old name, with `name: %s`",
+						name, f.Name, vol.Value.Name, stay, f.Name, name)}, true
 				}
 			}
 		}
@@ -215,6 +220,15 @@ func (a *accepting) removed() []string {
 	return gone
 }
 
+// withVolumes says whether the volumes of a stack that the revision no longer names go with it: by its own last word, or else by the revision's.
+func (a *accepting) withVolumes(s state.Stack) bool {
+	if s.Applied == nil {
+		return false
+	}
+	rel, _ := a.v.Releases.Get(s.Applied.Release)
+	return withVolumes(rel.Value, a.in.Bundle.Settings.PruneVolumes)
+}
+
 func (a *accepting) pruneOff(s state.Stack) bool {
 	if s.Applied == nil {
 		return false
@@ -223,7 +237,7 @@ func (a *accepting) pruneOff(s state.Stack) bool {
 	return r.Value.Stack.PruneOff
 }
 
-// overBudget says whether the revision removes more than it may unasked: more than the budget of the source's stacks, or of its services, or all of either.
+// overBudget says whether the revision removes more than it may unasked: more than the budget of the source's stacks, services or volumes, or all of one of these.
 func (a *accepting) overBudget(gone []string) (state.Reason, bool) {
 	budget := a.in.Bundle.Settings.PruneBudget
 	if budget == 0 {
@@ -257,6 +271,9 @@ func (a *accepting) overBudget(gone []string) (state.Reason, bool) {
 		return state.Reason{ID: ReasonBudget, Message: fmt.Sprintf("it removes %d of %d stacks (%s), the budget is %d%%", len(gone), stacks, strings.Join(gone, ", "), budget)}, true
 	case over(lost, services):
 		return state.Reason{ID: ReasonBudget, Message: fmt.Sprintf("it removes %d of %d services, the budget is %d%%", lost, services, budget)}, true
+	}
+	if data, of := a.lostVolumes(gone); over(len(data), of) {
+		return state.Reason{ID: ReasonBudget, Message: fmt.Sprintf("it removes %d of %d volumes with their data (%s), the budget is %d%%", len(data), of, strings.Join(data, ", "), budget)}, true
 	}
 	return state.Reason{}, false
 }
@@ -297,7 +314,7 @@ func (a *accepting) stack(f manifest.FoundStack, spec *manifest.Stack, problems 
 		return
 	}
 	next := old
-	next.Name, next.Source, next.Dir, next.Removing = f.Name, a.in.Source, f.Dir, false
+	next.Name, next.Source, next.Dir, next.Removing, next.WithVolumes = f.Name, a.in.Source, f.Dir, false, false
 	next.Wanted = state.Wanted{Revision: rev, Problems: problems[:min(len(problems), maxProblems)], Decision: state.DecisionAccepted}
 	review := a.in.Reviews[f.Name]
 	var release state.Release
@@ -494,7 +511,7 @@ func (a *accepting) prune(gone []string) {
 			}
 			step.Action, step.Reason = ActBlock, next.Wanted.Reasons[0]
 		} else {
-			next.Removing = true
+			next.Removing, next.WithVolumes = true, a.withVolumes(next)
 		}
 		a.plan.Items = append(a.plan.Items, state.Item{state.Put(name, e.Version, next)})
 		a.plan.Steps = append(a.plan.Steps, step)

@@ -32,7 +32,7 @@ func Decide(v *state.View, now Now) Plan {
 	for name, e := range v.Stacks.All() {
 		d.stack(name, e)
 	}
-	return d.plan
+	return d.done()
 }
 
 // DecideStacks is Decide for some stacks only: those that something changed for. Together with the rest, of which nothing changed, it gives what Decide gives.
@@ -43,6 +43,12 @@ func DecideStacks(v *state.View, names []string, now Now) Plan {
 			d.stack(name, e)
 		}
 	}
+	return d.done()
+}
+
+// done is the plan.
+func (d *decision) done() Plan {
+	d.plan.Items = append(d.changedNetworks(), d.plan.Items...)
 	return d.plan
 }
 
@@ -52,16 +58,22 @@ type decision struct {
 	now  Now
 	plan Plan
 
-	nodes []schedule.Node            // built when the first task has to be placed
-	addrs map[string]map[string]bool // node/network -> addresses in use
-	nets  map[string]state.Network   // networks that this plan makes
+	nodes []schedule.Node           // built when the first task has to be placed
+	addrs map[place]map[string]bool // addresses in use; built when first asked for, as the next two
+	taken map[string][]part         // subnets of each node
+	asked *wants
+	nets  map[string]*state.Network // networks that this plan changes; nil = removes
 	// volumed are the volumes that this plan records.
 	volumed map[string]bool
+	going   []state.Volume  // volumes that nodes are removing; listed when first asked for
+	retired int             // the highest generation of tasks whose service is gone when this plan is in
 	ports   map[uint16]bool // host ports that this plan chooses
 }
 
 func newDecision(v *state.View, now Now) *decision {
-	return &decision{v: v, now: now, addrs: map[string]map[string]bool{}, nets: map[string]state.Network{}, volumed: map[string]bool{}, ports: map[uint16]bool{}}
+	retired, _ := v.Retired.Get(state.RetiredKey)
+	return &decision{v: v, now: now, retired: retired.Value.Gen,
+		nets: map[string]*state.Network{}, volumed: map[string]bool{}, ports: map[uint16]bool{}}
 }
 
 func (d *decision) stack(name string, e state.Entry[state.Stack]) {
@@ -96,7 +108,6 @@ func (s *stackRun) converge() {
 	}
 	s.release = rel.Value
 	s.services = map[string]state.Service{}
-	s.networks()
 	for _, name := range s.order() {
 		s.service(name)
 	}
@@ -144,7 +155,10 @@ func (s *stackRun) service(name string) {
 	switch {
 	case (!known || svc.Removing) && s.denied().ID != "":
 		return
-	case !known, svc.Removing:
+	case s.denied().ID != "" && svc.Target != want: // not begun: what runs is healed
+	case !known:
+		svc = state.Service{Target: want, Revision: s.next.Applied.Revision, Step: state.StepUpdating, Started: s.now.Log, Gen: s.retired}
+	case svc.Removing:
 		svc = state.Service{Target: want, Revision: s.next.Applied.Revision, Step: state.StepUpdating, Started: s.now.Log, Restart: svc.Restart, Gen: svc.Gen}
 	case svc.Target != want && svc.Bad != want:
 		svc.Target, svc.Revision = want, s.next.Applied.Revision
@@ -159,6 +173,7 @@ func (s *stackRun) service(name string) {
 	if !ok {
 		return
 	}
+	s.follow(name, &svc, target)
 	svc.Ports = s.hostPorts(svc.Ports, target)
 	slots, adopt := s.slots(key, svc, target)
 	for _, t := range adopt { // what changed needs no new task: the node sets it on the one that runs
@@ -212,17 +227,53 @@ func (s *stackRun) denied() state.Reason {
 	return state.Reason{}
 }
 
+// follow restarts a service once a rollout that replaced tasks of one that it depends on with restart is over, and left that one well: as it was to be, or as it was
+// before, since its tasks are new ones either way. What heals such a service, or scales it, restarts nobody.
+func (s *stackRun) follow(name string, svc *state.Service, target *manifest.Service) {
+	was := svc.After
+	svc.After = nil
+	for _, dep := range target.DependsOn {
+		if !dep.Restart {
+			continue
+		}
+		newest := 0
+		for _, t := range s.v.Tasks.Below(state.TaskPrefix(s.name, dep.Service)) {
+			if t.Value.Why.ID == rollout.ReasonUpdate && t.Value.Desired == state.DesiredRun {
+				newest = max(newest, t.Value.Gen)
+			}
+		}
+		seen, known := was[dep.Service]
+		if !known {
+			seen = newest
+		}
+		if newest > seen && s.services[dep.Service].Step == state.StepDone && s.denied().ID == "" {
+			seen = newest
+			svc.Restart++
+			svc.Started, svc.Failed = s.now.Log, nil
+			if svc.Step != state.StepRollback {
+				svc.Step = state.StepUpdating
+			}
+			if svc.Bad == "" {
+				svc.Reason = state.Reason{}
+			}
+			s.step(Step{Action: ActReplace, Cause: CauseRevision, Service: name, Revision: svc.Revision,
+				Reason: state.Reason{ID: rollout.ReasonRestart, Message: fmt.Sprintf("%s, which it depends on with restart, was replaced", dep.Service)}})
+		}
+		if svc.After == nil {
+			svc.After = map[string]int{}
+		}
+		svc.After[dep.Service] = seen
+	}
+}
+
 // hold says why running tasks of a service may not be replaced now: policy denies it, or a service that it depends on is itself being updated, or stalled.
 func (s *stackRun) hold(name string, target *manifest.Service) state.Reason {
-	if why := s.denied(); why.ID != "" {
-		return why
-	}
-	var stalled state.Reason
+	stalled := s.denied()
 	for _, dep := range target.DependsOn {
-		switch up := s.services[dep.Service]; up.Step {
-		case state.StepUpdating, state.StepRollback:
+		switch up := s.services[dep.Service]; {
+		case up.Step == state.StepUpdating, up.Step == state.StepRollback, up.Step == state.StepMonitoring && dep.Restart: // else it would be replaced twice
 			return state.Reason{ID: ReasonDependency, Message: fmt.Sprintf("%s waits for %s to be updated", name, dep.Service)}
-		case state.StepPaused:
+		case up.Step == state.StepPaused:
 			stalled = state.Reason{ID: converge.ReasonDependedOn, Message: fmt.Sprintf("%s, which it depends on, stalled: %s", dep.Service, up.Reason.Message)}
 		}
 	}
@@ -378,7 +429,11 @@ func forget(v *state.View, id string, version uint64) state.Item {
 // make places a new task and gives it addresses.
 func (s *stackRun) make(name string, svc *state.Service, target *manifest.Service, m rollout.Move) state.Item {
 	key := state.ServiceKey(s.name, name)
-	ask := schedule.Ask{Service: key, Slot: m.Slot, Home: s.home(key, target, m.Slot), Spec: target}
+	if why := s.leaving(target, m.Slot); why != "" {
+		s.refuse(name, svc, state.Reason{ID: ReasonNoPlace, Message: why})
+		return nil
+	}
+	ask := schedule.Ask{Service: key, Slot: m.Slot, Home: s.home(target, m.Slot), Spec: target}
 	nodes := s.places()
 	if m.Ready {
 		nodes = s.without(nodes, key, m.Slot)
@@ -406,10 +461,7 @@ func (s *stackRun) make(name string, svc *state.Service, target *manifest.Servic
 		t.Desired = state.DesiredReady
 	}
 	s.took(place.Node, key, target)
-	item := append(s.volumes(place.Node, key, target, m.Slot), state.Put(t.ID, 0, t))
-	if old, ok := s.v.Reports.Get(t.ID); ok { // of a service of this name that was removed and came back
-		item = append(item, state.Delete[state.Report](t.ID, old.Version))
-	}
+	item := append(s.volumes(place.Node, target, m.Slot), state.Put(t.ID, 0, t))
 	st := Step{Action: ActCreate, Cause: CauseRevision, Service: name, Task: t.ID, Node: t.Node, Revision: t.Revision, Reason: m.Why}
 	if m.Why.ID == rollout.ReasonUpdate {
 		st.Action = ActReplace
@@ -527,7 +579,14 @@ func (s *stackRun) removeService(name string, why state.Reason) bool {
 	}
 	if left == 0 {
 		item = append(item, state.Delete[state.Service](key, e.Version))
+		if e.Value.Gen > s.retired {
+			s.retired = e.Value.Gen
+			item = append(item, state.Set(state.RetiredKey, state.Retired{Gen: s.retired}))
+		}
 		s.step(Step{Action: ActRemove, Cause: CausePrune, Service: name, Reason: why})
+		if !s.entry.Value.Removing {
+			item = append(item, s.leaveService(name, why)...)
+		}
 	} else if !e.Value.Removing {
 		next := e.Value
 		next.Removing = true
@@ -553,25 +612,18 @@ func (s *stackRun) remove() {
 	}
 	s.gone = true
 	item := state.Item{state.Delete[state.Stack](s.name, s.entry.Version)}
-	for name, n := range s.v.Networks.All() {
-		if n.Value.Stack == s.name {
-			item = append(item, state.Delete[state.Network](name, n.Version))
-		}
-	}
+	s.leaveNetworks()
 	for name, sec := range s.v.Secrets.All() {
 		if sec.Value.Stack == s.name {
 			item = append(item, state.Delete[state.Secret](name, sec.Version))
 		}
 	}
-	for key, vol := range s.v.Volumes.All() {
-		if vol.Value.Stack == s.name && !vol.Value.Orphan {
-			next := vol.Value
-			next.Orphan = true
-			item = append(item, state.Put(key, vol.Version, next))
-		}
-	}
-	s.plan.Items = append(s.plan.Items, item)
 	s.step(Step{Action: ActRemove, Cause: CausePrune, Reason: why})
+	rel := state.Entry[state.Release]{}
+	if a := s.entry.Value.Applied; a != nil {
+		rel, _ = s.v.Releases.Get(a.Release)
+	}
+	s.plan.Items = append(s.plan.Items, append(item, s.leave("", rel.Value, s.entry.Value.WithVolumes, why)...))
 }
 
 // outcome says what became of the applied revision, once that is known.
@@ -586,7 +638,7 @@ func (s *stackRun) outcome() {
 			if stalled == nil || stalled.Reason.ID == converge.ReasonDependedOn { // what stalled by itself tells more than what waits for it
 				stalled = &svc
 			}
-		case (!there || svc.Step != state.StepDone) && denied.ID != "":
+		case denied.ID != "" && (!there || svc.Step != state.StepDone || svc.Target != s.release.Services[name] && svc.Bad != s.release.Services[name]):
 			held = true
 		case !there || svc.Step != state.StepDone: // not known yet
 			if o.Kind == state.Stalled && o.Reason.ID == ReasonPolicy { // it goes on

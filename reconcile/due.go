@@ -22,12 +22,13 @@ func Due(v *state.View, decided uint64, wakes map[string]time.Time, now time.Tim
 			set[name] = true
 		}
 	}
-	for _, table := range []string{"nodes", "networks"} {
-		changed, _ := v.Since(decided, table)
-		all = all || len(changed) > 0
-	}
-	// A task that is gone leaves its place, one that changed in place may have left a port.
-	if tasks, _ := v.Since(decided, "tasks"); len(tasks) > 0 && !all {
+	nodes, _ := v.Since(decided, "nodes")
+	all = all || len(nodes) > 0
+	// A task that is gone leaves its place, one that changed in place may have left a port, and a network its subnet.
+	tasks, _ := v.Since(decided, "tasks")
+	volumes, _ := v.Since(decided, "volumes") // nor may a task start before the data that it would find are removed
+	networks, _ := v.Since(decided, "networks")
+	if len(tasks)+len(volumes)+len(networks) > 0 && !all {
 		for key, s := range v.Services.All() {
 			if s.Value.Reason.ID == ReasonNoPlace || s.Value.Reason.ID == ReasonNoAddress {
 				name, _, _ := strings.Cut(key, "/")

@@ -1,20 +1,16 @@
 package reconcile
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/gitopsd/gitopsd/reconcile/converge"
 	"github.com/gitopsd/gitopsd/reconcile/schedule"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
-
-// subnetBits is the size of each network's part of a node's block: 253 tasks.
-const subnetBits = 24
 
 // Host ports for ports that name none are chosen from this range, as Swarm does.
 const (
@@ -63,13 +59,19 @@ func (d *decision) without(nodes []schedule.Node, key string, slot int) []schedu
 }
 
 // home is the node that holds the slot's local data.
-func (s *stackRun) home(key string, target *manifest.Service, slot int) string {
+func (s *stackRun) home(target *manifest.Service, slot int) string {
 	for i := range target.Containers {
-		for _, m := range target.Containers[i].Mounts {
+		c := &target.Containers[i]
+		for id := range s.v.Nodes.All() { // those of the image, too, which its node knows of
+			for range s.v.Volumes.Below(state.VolumeKey(id, manifest.MountAnonymous, SlotVolumes(s.name, c.Name, slot))) {
+				return id
+			}
+		}
+		for _, m := range c.Mounts {
 			if !m.Local() || m.Kind == manifest.MountVolume && s.remote(m.Source) {
 				continue
 			}
-			name := VolumeName(s.name, key, slot, m)
+			name := VolumeName(s.name, c.Name, slot, m)
 			for id := range s.v.Nodes.All() {
 				if has(s.v.Volumes, state.VolumeKey(id, m.Kind, name)) {
 					return id
@@ -81,21 +83,22 @@ func (s *stackRun) home(key string, target *manifest.Service, slot int) string {
 }
 
 // volumes records the local data of a new task with its node, before the task first starts: from then on the slot belongs there.
-func (s *stackRun) volumes(node, key string, target *manifest.Service, slot int) state.Item {
+func (s *stackRun) volumes(node string, target *manifest.Service, slot int) state.Item {
 	var item state.Item
 	for i := range target.Containers {
-		for _, m := range target.Containers[i].Mounts {
+		c := &target.Containers[i]
+		for _, m := range c.Mounts {
 			if !m.Local() || m.Kind == manifest.MountVolume && s.remote(m.Source) {
 				continue
 			}
-			name := VolumeName(s.name, key, slot, m)
+			name := VolumeName(s.name, c.Name, slot, m)
 			id := state.VolumeKey(node, m.Kind, name)
+			v := state.Volume{Name: name, Kind: m.Kind, Stack: s.name, Node: node, Own: owns(&s.release.Stack, m)}
 			e, known := s.v.Volumes.Get(id)
-			if known && !e.Value.Orphan || s.volumed[id] {
-				continue
+			if known && !e.Value.Orphan && (e.Value.Own || !v.Own) || s.volumed[id] {
+				continue // of stacks that share it, it is the first one's that says that it is its own
 			}
 			s.volumed[id] = true
-			v := state.Volume{Name: name, Kind: m.Kind, Stack: s.name, Node: node}
 			if m.Kind == manifest.MountAnonymous {
 				v.Service, v.Slot = target.Name, slot
 			}
@@ -109,148 +112,21 @@ func (s *stackRun) remote(volume string) bool {
 	return slices.ContainsFunc(s.release.Stack.Volumes, func(v manifest.Volume) bool { return v.Name == volume && !v.Local() })
 }
 
-// VolumeName names the data of a mount within its kind: a named volume by its real name, an anonymous one by slot and target, a data path by
+// VolumeName names the data of a mount within its kind: a named volume by its real name, an anonymous one by its container's slot and target, a data path by
 // stack and path, a bind by its path.
-func VolumeName(stack, service string, slot int, m manifest.Mount) string {
+func VolumeName(stack, container string, slot int, m manifest.Mount) string {
 	switch m.Kind {
 	case manifest.MountAnonymous:
-		return fmt.Sprintf("%s.%d%s", service, slot, m.Target)
+		return strings.TrimSuffix(SlotVolumes(stack, container, slot), "/") + m.Target
 	case manifest.MountData, manifest.MountContent:
 		return stack + "/" + m.Source
 	}
 	return m.Source
 }
 
-// networks makes sure that each network of the release has its place in every node's block.
-func (s *stackRun) networks() {
-	for _, n := range s.release.Stack.Networks {
-		e, known := s.v.Networks.Get(n.Name)
-		next := e.Value
-		if _, made := s.nets[n.Name]; made {
-			continue
-		}
-		if !known {
-			next = state.Network{Internal: n.Internal, Fixed: n.Subnet != "", Gateway: n.Gateway, Number: s.freeNumber(), Subnets: map[string]string{}}
-			if !n.External {
-				next.Stack = s.name
-			}
-		}
-		missing := false
-		for id, node := range s.v.Nodes.All() {
-			if next.Subnets[id] != "" {
-				continue
-			}
-			cidr := n.Subnet
-			if cidr == "" {
-				cidr = subnet(node.Value.Block, next.Number)
-			}
-			if cidr == "" { // the block is used up: its tasks are refused by name
-				continue
-			}
-			if !missing {
-				missing, next.Subnets = true, clone(next.Subnets)
-			}
-			next.Subnets[id] = cidr
-		}
-		if known && !missing {
-			continue
-		}
-		s.nets[n.Name] = next
-		s.plan.Items = append(s.plan.Items, state.Item{state.Put(n.Name, e.Version, next)})
-	}
-}
-
-func clone(m map[string]string) map[string]string {
-	out := make(map[string]string, len(m)+1)
-	for _, k := range sortedKeys(m) {
-		out[k] = m[k]
-	}
-	return out
-}
-
-// freeNumber is the lowest network number that is not in use.
-func (d *decision) freeNumber() int {
-	used := map[int]bool{}
-	for _, n := range d.v.Networks.All() {
-		used[n.Value.Number] = true
-	}
-	for _, name := range sortedKeys(d.nets) {
-		used[d.nets[name].Number] = true
-	}
-	for i := 0; ; i++ {
-		if !used[i] {
-			return i
-		}
-	}
-}
-
-// subnet cuts the n-th subnet out of a node's block; "" when the block has no such one.
-func subnet(block string, n int) string {
-	p, err := netip.ParsePrefix(block)
-	if err != nil || p.Bits() > subnetBits || n >= 1<<(subnetBits-p.Bits()) {
-		return ""
-	}
-	a := p.Masked().Addr().As4()
-	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+uint32(n)<<(32-subnetBits))
-	return netip.PrefixFrom(netip.AddrFrom4(a), subnetBits).String()
-}
-
-// addresses gives a task an address on each of its networks.
-func (s *stackRun) addresses(node string, target *manifest.Service) (map[string]string, state.Reason) {
-	if len(target.Networks) == 0 || target.NetworkMode != "" {
-		return nil, state.Reason{}
-	}
-	out := make(map[string]string, len(target.Networks))
-	for _, at := range target.Networks {
-		n, ok := s.nets[at.Network]
-		if !ok {
-			e, _ := s.v.Networks.Get(at.Network)
-			n = e.Value
-		}
-		prefix, err := netip.ParsePrefix(n.Subnets[node])
-		if err != nil {
-			return nil, state.Reason{ID: ReasonNoAddress, Message: fmt.Sprintf("network %s has no subnet on %s: the node's block is used up; give gitopsd a larger one with --block-bits, or remove networks", at.Network, node)}
-		}
-		used := s.inUse(node, at.Network)
-		addr := at.IPv4
-		if addr == "" {
-			if addr = free(prefix, n.Gateway, used); addr == "" {
-				return nil, state.Reason{ID: ReasonNoAddress, Message: fmt.Sprintf("network %s (%s) has no free address left", at.Network, prefix)}
-			}
-		}
-		used[addr] = true
-		out[at.Network] = addr
-	}
-	return out, state.Reason{}
-}
-
-// inUse are the addresses that tasks on the node hold in the network.
-func (d *decision) inUse(node, network string) map[string]bool {
-	key := node + "/" + network
-	if u, ok := d.addrs[key]; ok {
-		return u
-	}
-	u := map[string]bool{}
-	for _, t := range d.v.Tasks.All() {
-		if a := t.Value.Addrs[network]; a != "" && t.Value.Node == node {
-			u[a] = true
-		}
-	}
-	d.addrs[key] = u
-	return u
-}
-
-// free is the lowest usable address of the prefix that is not in use: not the network's own, the gateway's or the broadcast one.
-func free(p netip.Prefix, gateway string, used map[string]bool) string {
-	if gateway == "" {
-		gateway = p.Masked().Addr().Next().String()
-	}
-	for a := p.Masked().Addr().Next(); p.Contains(a) && p.Contains(a.Next()); a = a.Next() {
-		if s := a.String(); s != gateway && !used[s] {
-			return s
-		}
-	}
-	return ""
+// SlotVolumes is what the names of all anonymous volumes of a container in a slot begin with.
+func SlotVolumes(stack, container string, slot int) string {
+	return fmt.Sprintf("%s/%s.%d/", stack, container, slot)
 }
 
 // hostPorts chooses a host port for each published port that names none, and keeps it for good.

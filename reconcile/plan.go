@@ -63,6 +63,7 @@ type Step struct {
 	Service  string            `json:"service,omitempty"`
 	Task     string            `json:"task,omitempty"`
 	Node     string            `json:"node,omitempty"`
+	Volume   string            `json:"volume,omitempty"` // the name of data that go with the stack or service
 	Revision manifest.Revision `json:"revision,omitzero"`
 	Reason   state.Reason      `json:"reason,omitzero"`
 	Fields   []manifest.Change `json:"fields,omitempty"`
@@ -127,6 +128,9 @@ func (p *Plan) events(now Now) []state.Item {
 	var out []state.Item
 	for i, s := range p.Steps {
 		e := state.Event{Time: now.Wall.UTC(), Kind: string(s.Action), Source: s.Source, Stack: s.Stack, Service: s.Service, Task: s.Task, Revision: s.Revision, Reason: s.Reason}
+		if s.Volume != "" { // an event has no other place for its name
+			e.Reason.Message = fmt.Sprintf("volume %s on %s, %s", s.Volume, s.Node, s.Reason.Message)
+		}
 		out = append(out, state.Item{state.Set(state.EventKey(now.Log, i), e)})
 	}
 	return out

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/gitopsd/gitopsd/reconcile/rollout"
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
@@ -37,6 +38,7 @@ func Preview(v *state.View, in Intake, now Now) (Plan, error) {
 		case ActRemove:
 			out.Steps = append(out.Steps, s)
 			out.Steps = append(out.Steps, removals(v, s)...)
+			out.Steps = pruned(out.Steps, after, s)
 		default:
 			out.Steps = append(out.Steps, s)
 		}
@@ -109,6 +111,7 @@ func services(before, after *state.View, s Step) []Step {
 	if !had || old.Value.Applied == nil {
 		out = append(out, Step{Action: ActCreate, Cause: CauseRevision, Source: s.Source, Stack: s.Stack, Revision: s.Revision, Reason: state.Reason{ID: ReasonRevision, Message: "a new stack"}})
 	}
+	follows := followers(before, after, s.Stack, rel.Value)
 	for _, name := range rel.Value.Names() {
 		spec, _ := after.Specs.Get(rel.Value.Services[name])
 		step := Step{Cause: s.Cause, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision}
@@ -122,10 +125,12 @@ func services(before, after *state.View, s Step) []Step {
 		}
 		effect, fields := manifest.Compare(&was.Value.Service, &spec.Value.Service)
 		step.Fields = fields
-		switch effect {
-		case manifest.Same:
+		switch dep := follows[name]; {
+		case dep != "" && effect != manifest.Replace:
+			step.Action, step.Reason = ActReplace, state.Reason{ID: rollout.ReasonRestart, Message: fmt.Sprintf("once %s, which it depends on with restart, is replaced", dep)}
+		case effect == manifest.Same:
 			continue
-		case manifest.InPlace:
+		case effect == manifest.InPlace:
 			step.Action, step.Reason = ActUpdate, state.Reason{ID: ReasonRevision, Message: "in place: no task restarts"}
 		default:
 			step.Action, step.Reason = ActReplace, state.Reason{ID: ReasonRevision, Message: how(&spec.Value.Service)}
@@ -135,11 +140,36 @@ func services(before, after *state.View, s Step) []Step {
 	for key := range before.Services.Below(s.Stack + "/") {
 		name := key[len(s.Stack)+1:]
 		if _, kept := rel.Value.Services[name]; !kept && !rel.Value.Stack.PruneOff {
-			out = append(out, Step{Action: ActRemove, Cause: CausePrune, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision, Reason: state.Reason{ID: ReasonPruned, Message: "the revision no longer names it"}})
+			step := Step{Action: ActRemove, Cause: CausePrune, Source: s.Source, Stack: s.Stack, Service: name, Revision: s.Revision, Reason: state.Reason{ID: ReasonPruned, Message: "the revision no longer names it"}}
+			out = pruned(append(out, step), after, step)
 		}
 	}
 	if len(out) == 0 && had {
 		out = append(out, stackFields(before, s, old.Value, rel.Value)...)
+	}
+	return out
+}
+
+// followers names the services whose tasks will be replaced as those of one that they depend on with restart are, each with that one.
+func followers(before, after *state.View, stack string, rel state.Release) map[string]string {
+	out := map[string]string{}
+	replaced := func(name string) bool {
+		svc, _ := before.Services.Get(state.ServiceKey(stack, name))
+		was, known := before.Specs.Get(svc.Value.Target)
+		spec, _ := after.Specs.Get(rel.Services[name])
+		effect, _ := manifest.Compare(&was.Value.Service, &spec.Value.Service)
+		return out[name] != "" || known && effect == manifest.Replace
+	}
+	for more := true; more; {
+		more = false
+		for _, name := range rel.Names() {
+			spec, _ := after.Specs.Get(rel.Services[name])
+			for _, dep := range spec.Value.Service.DependsOn {
+				if dep.Restart && out[name] == "" && has(before.Services, state.ServiceKey(stack, name)) && replaced(dep.Service) {
+					out[name], more = dep.Service, true
+				}
+			}
+		}
 	}
 	return out
 }
@@ -194,9 +224,20 @@ type DataNote struct {
 	Message string
 }
 
-// Data names each volume or directory that would start empty or be left behind when the stacks of a revision are applied.
+// Data names each volume or directory that would start empty or be left behind when the stacks of a revision are applied. Those that would be removed are steps of its
+// plan.
 func Data(v *state.View, b *manifest.Bundle) []DataNote {
 	var out []DataNote
+	a := accepting{v: v, in: Intake{Source: b.Source, Bundle: b}}
+	gone := a.removed()
+	lost, _ := a.lostVolumes(gone)
+	left := func(stack string, named map[string]bool) {
+		for key, vol := range v.Volumes.All() {
+			if vol.Value.Stack == stack && !vol.Value.Orphan && !named[vol.Value.Name] && (vol.Value.Kind == manifest.MountVolume || vol.Value.Kind == manifest.MountData) && !slices.Contains(lost, key) {
+				out = append(out, DataNote{Stack: stack, Name: vol.Value.Name, Kind: vol.Value.Kind, Node: vol.Value.Node, Message: "is left behind: nothing names it any more"})
+			}
+		}
+	}
 	for i := range b.Stacks {
 		st := &b.Stacks[i]
 		named := map[string]bool{}
@@ -217,11 +258,10 @@ func Data(v *state.View, b *manifest.Bundle) []DataNote {
 				}
 			}
 		}
-		for _, vol := range v.Volumes.All() {
-			if vol.Value.Stack == st.Name && !vol.Value.Orphan && !named[vol.Value.Name] && (vol.Value.Kind == manifest.MountVolume || vol.Value.Kind == manifest.MountData) {
-				out = append(out, DataNote{Stack: st.Name, Name: vol.Value.Name, Kind: vol.Value.Kind, Node: vol.Value.Node, Message: "is left behind: nothing names it any more"})
-			}
-		}
+		left(st.Name, named)
+	}
+	for _, name := range gone {
+		left(name, nil)
 	}
 	return out
 }

@@ -20,8 +20,8 @@ import (
 //
 //	node NAME [memory=N] [block=CIDR]     a node joins
 //	source NAME [yes]                     a source is added; yes: its first revision needs no approval
-//	commit ID [source=NAME] [rewind|unsigned|unreadable] [frozen=STACK]    a revision of the source is judged: what Accept says; frozen: policy denies
-//	                                      what it does to the stack
+//	commit ID [source=NAME] [rewind|unsigned|unreadable] [frozen=STACK] [restarts]    a revision of the source is judged: what Accept says; frozen: policy denies
+//	                                      what it does to the stack; restarts: services depend on others with restart
 //	again                                 the newest revision is judged again, as after a person's word
 //	approve / suspend STACK / resume STACK / pin STACK / restart STACK/SERVICE     a person's words
 //	ban STACK                             policy denies what the stack would be rolled back to
@@ -31,6 +31,9 @@ import (
 //	advance D                             log time passes
 //	preview ID                            a revision as a dry run
 //	back STACK                            the revision before as a dry run
+//	users KEY                             who uses a volume
+//	forget KEY                            a person's word: a volume is not known any more
+//	image-volume TASK NAME                a node found a volume in the image of a task
 //	status [STACK] / tasks / networks / volumes / ports / history STACK
 //
 // An image named crash… ends with code 1, sick… never gets healthy, missing… does not exist, done… ends with 0.
@@ -203,7 +206,7 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		}
 	case "networks":
 		for name, e := range w.view().Networks.All() {
-			w.say("%s number %d: %v", name, e.Value.Number, e.Value.Subnets)
+			w.say("%s: %v", name, e.Value.Subnets)
 		}
 	case "volumes":
 		for key, e := range w.view().Volumes.All() {
@@ -211,8 +214,25 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			if e.Value.Orphan {
 				orphan = ", orphan"
 			}
+			if !e.Value.Own {
+				orphan += ", not its own"
+			}
+			if e.Value.Removing != nil {
+				orphan += ", being removed"
+			}
 			w.say("%s of %s%s", key, e.Value.Stack, orphan)
 		}
+	case "forget":
+		e, _ := w.view().Volumes.Get(arg(0))
+		w.put(state.Delete[state.Volume](arg(0), e.Version))
+	case "image-volume":
+		e, _ := w.view().Tasks.Get(arg(0))
+		t := e.Value
+		vol := state.Volume{Name: reconcile.SlotVolumes(t.Stack, t.Service, t.Slot) + arg(1), Kind: manifest.MountAnonymous, Stack: t.Stack, Service: t.Service, Slot: t.Slot, Node: t.Node, Own: true}
+		w.put(state.Set(state.VolumeKey(vol.Node, vol.Kind, vol.Name), vol))
+	case "users":
+		services, tasks := reconcile.VolumeUsers(w.view(), arg(0))
+		w.say("services %v, tasks %v", services, tasks)
 	case "ports":
 		for key, e := range w.view().Services.All() {
 			w.say("%s %v", key, e.Value.Ports)
@@ -226,7 +246,11 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		p := reconcile.Collect(w.view())
 		for _, item := range p.Items {
 			for _, c := range item {
-				if c.Table != "events" {
+				switch {
+				case c.Table == "events":
+				case len(c.Object) > 0:
+					w.say("change %s %s", c.Table, shorten(c.Key))
+				default:
 					w.say("drop %s %s", c.Table, shorten(c.Key))
 				}
 			}
@@ -282,6 +306,15 @@ func (w *world) intake(d *datadriven.TestData) reconcile.Intake {
 	in, err := scenario.Intake(source, d.CmdArgs[0].Key, d.Input)
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	if d.HasArg("restarts") {
+		for i := range in.Bundle.Stacks {
+			for _, svc := range in.Bundle.Stacks[i].Services {
+				for k := range svc.DependsOn {
+					svc.DependsOn[k].Restart = true
+				}
+			}
+		}
 	}
 	if d.HasArg("rewind") {
 		in.Relation = reconcile.RelationRewind
@@ -340,6 +373,8 @@ func (w *world) steps(p reconcile.Plan) {
 func line(s reconcile.Step) string {
 	what := s.Stack
 	switch {
+	case s.Volume != "":
+		what = "volume " + s.Volume
 	case s.Task != "":
 		what = s.Task
 	case s.Service != "":
@@ -388,10 +423,16 @@ func (w *world) settle(show bool) {
 	w.t.Fatal("it never settles")
 }
 
-// nodes report that every task did as it was told. It says whether that was news.
+// nodes report that every task did as it was told, and remove what volumes they are told to. It says whether that was news.
 func (w *world) nodes() bool {
 	w.t.Helper()
 	news := false
+	for key, e := range w.view().Volumes.All() {
+		if e.Value.Removing != nil {
+			w.put(state.Delete[state.Volume](key, e.Version))
+			news = true
+		}
+	}
 	for id, e := range w.view().Tasks.All() {
 		r := state.Report{Node: e.Value.Node, Attempt: 1, Images: map[string]string{e.Value.Service: "sha256:" + w.image(e.Value.Spec)}}
 		image := w.image(e.Value.Spec)

@@ -105,7 +105,7 @@ func StatusOf(v *state.View, name string) (StackStatus, bool) {
 		rel = r.Value
 	}
 	for _, svc := range rel.Names() {
-		st.Services = append(st.Services, serviceStatus(v, name, svc))
+		st.Services = append(st.Services, serviceStatus(v, s, svc, rel.Services[svc]))
 	}
 	st.Suspended = s.Suspended != nil || suspendedInGit(s.Wanted)
 	st.Health = stackHealth(s, st)
@@ -145,14 +145,17 @@ func Statuses(v *state.View) []StackStatus {
 }
 
 func stackHealth(s state.Stack, st StackStatus) Health {
-	if s.Applied == nil {
+	switch {
+	case s.Removing: // that its services go down is what is meant
+		return Progressing
+	case s.Applied == nil:
 		return Missing
 	}
 	h := Healthy
 	for _, svc := range st.Services {
 		h = worse(h, svc.Health)
 	}
-	if h == Healthy && (s.Removing || s.Outcome.Kind == "") {
+	if h == Healthy && s.Outcome.Kind == "" {
 		return Progressing
 	}
 	if h == Healthy && st.Suspended {
@@ -197,11 +200,15 @@ func syncOf(s state.Stack, src state.Source) (Sync, []state.Reason) {
 // ReasonProgress is given while a rollout goes on.
 const ReasonProgress = "rollout.progress"
 
-func serviceStatus(v *state.View, stack, name string) ServiceStatus {
-	key := state.ServiceKey(stack, name)
+// serviceStatus tells of a service that the release asks for with that spec.
+func serviceStatus(v *state.View, stack state.Stack, name, asked string) ServiceStatus {
+	key := state.ServiceKey(stack.Name, name)
 	e, known := v.Services.Get(key)
 	svc := e.Value
-	st := ServiceStatus{Name: name, Stack: stack, Step: svc.Step, Revision: svc.Revision, Reason: svc.Reason}
+	st := ServiceStatus{Name: name, Stack: stack.Name, Step: svc.Step, Revision: svc.Revision, Reason: svc.Reason}
+	if !known && stack.Outcome.Kind == state.Stalled { // it will not begin by itself
+		svc.Target, svc.Step, known = asked, state.StepPaused, true
+	}
 	spec, ok := v.Specs.Get(svc.Target)
 	if !known || !ok {
 		st.Health = Progressing
@@ -259,6 +266,8 @@ func serviceStatus(v *state.View, stack, name string) ServiceStatus {
 func serviceHealth(svc state.Service, st ServiceStatus) Health {
 	moving := svc.Step == state.StepUpdating || svc.Step == state.StepMonitoring || svc.Step == state.StepRollback
 	switch {
+	case svc.Removing:
+		return Progressing
 	case st.Ready >= st.Desired && !moving && svc.Step != state.StepPaused:
 		return Healthy
 	case st.Ready >= st.Desired && svc.Step == state.StepPaused:

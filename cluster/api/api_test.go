@@ -106,6 +106,7 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 func TestOperationsAreChecked(t *testing.T) {
 	f := newFake()
 	f.shop(t)
+	f.apply(t, state.Set(".cluster/hash-key", state.Secret{Name: ".cluster/hash-key"}))
 	f.operate = func(op Operation) (Result, error) {
 		return Result{Message: op.Actor + " " + op.Source + " " + op.Stack}, nil
 	}
@@ -126,6 +127,7 @@ func TestOperationsAreChecked(t *testing.T) {
 		{Operation{Kind: OpRestart, ID: "1", Stack: "shop", Service: "wbe"}, "did you mean shop/web"},
 		{Operation{Kind: OpSourceRemove, ID: "1", Source: "hoem"}, "did you mean home"},
 		{Operation{Kind: OpSecretRemove, ID: "1", Secret: &SecretValue{Name: "pv"}}, "did you mean pw"},
+		{Operation{Kind: OpSecretRemove, ID: "1", Secret: &SecretValue{Name: "quite-another"}}, "; there is pw"},
 	} {
 		if _, err := c.Operate(t.Context(), bad.op); err == nil || !strings.Contains(err.Error(), bad.want) {
 			t.Errorf("%s: got %v, want %q", bad.op.Kind, err, bad.want)
@@ -285,8 +287,43 @@ func TestFeedsEndWithTheServer(t *testing.T) {
 	}()
 	<-begun
 	stop()
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "closed the connection") {
+	if err := <-ended; !errors.Is(err, ErrGone) {
 		t.Errorf("the feed ended with %v", err)
+	}
+	if _, err := c.Status(t.Context(), ""); !errors.Is(err, ErrGone) || !errors.Is(err, ErrUnreachable) {
+		t.Errorf("a daemon that answered before and does not now gives %v", err)
+	}
+}
+
+// TestKilledDaemon: an answer that breaks off says that the daemon is gone, in a sentence.
+func TestKilledDaemon(t *testing.T) {
+	for name, ask := range map[string]func(*Client) error{
+		"a feed": func(c *Client) error { return c.WatchChanges(context.Background(), func(Change) error { return nil }) },
+		"logs": func(c *Client) error {
+			return c.Logs(context.Background(), LogQuery{Stack: "shop"}, func(LogLine) error { return nil })
+		},
+		"an answer": func(c *Client) error { _, err := c.Status(context.Background(), ""); return err },
+	} {
+		socket := filepath.Join(shortDir(t), "s")
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 4096))
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"in")
+			_ = conn.Close()
+		}()
+		c := NewClient(socket)
+		if err := ask(c); !errors.Is(err, ErrGone) || strings.Contains(err.Error(), "EOF") {
+			t.Errorf("%s ends with %v", name, err)
+		}
+		c.Close()
+		_ = l.Close()
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/gitopsd/gitopsd/sync/manifest"
@@ -26,6 +27,7 @@ import (
 type Client struct {
 	socket string
 	http   *http.Client
+	met    atomic.Bool // the daemon answered once
 }
 
 // NewClient makes a client. It connects when it is first asked something.
@@ -117,14 +119,14 @@ func (c *Client) Events(ctx context.Context, q EventQuery) ([]EventInfo, error) 
 
 // WatchEvents calls each for every event, first those that there are, until ctx ends or each fails.
 func (c *Client) WatchEvents(ctx context.Context, q EventQuery, each func(EventInfo) error) error {
-	return c.follow(ctx, "/v1/events", params("stack", q.Stack, "tail", strconv.Itoa(q.Tail), "watch", "1"), func(_ string, data []byte) error {
+	return c.follow(ctx, "/v1/events", params("stack", q.Stack, "tail", strconv.Itoa(q.Tail), "watch", "1"), q.After, func(_ string, data []byte) error {
 		return with(data, each)
 	})
 }
 
 // WatchChanges calls each at once and whenever the facts moved, until ctx ends or each fails.
 func (c *Client) WatchChanges(ctx context.Context, each func(Change) error) error {
-	return c.follow(ctx, "/v1/changes", nil, func(_ string, data []byte) error { return with(data, each) })
+	return c.follow(ctx, "/v1/changes", nil, "", func(_ string, data []byte) error { return with(data, each) })
 }
 
 // WatchProgress follows a stack, or all stacks of a source, from the index of a sync's Result to an end, and returns the end of each stack.
@@ -132,14 +134,14 @@ func (c *Client) WatchProgress(ctx context.Context, source, stack string, after 
 	var ends []Progress
 	finished := false
 	q := params("source", source, "stack", stack, "after", strconv.FormatUint(after, 10))
-	err := c.follow(ctx, "/v1/progress", q, func(event string, data []byte) error {
+	err := c.follow(ctx, "/v1/progress", q, "", func(event string, data []byte) error {
 		if event == "done" {
 			finished = true
 			return json.Unmarshal(data, &ends)
 		}
 		return with(data, each)
 	})
-	if finished && errors.Is(err, errFeedEnded) {
+	if finished && errors.Is(err, ErrGone) {
 		err = nil
 	}
 	return ends, err
@@ -162,10 +164,10 @@ func (c *Client) Logs(ctx context.Context, q LogQuery, each func(LogLine) error)
 		switch err := d.Decode(&rec); {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF) && !q.Follow:
 			return nil
 		case err != nil:
-			return fmt.Errorf("read logs: %w", err)
+			return broken(err)
 		case rec.Error != nil:
 			return rec.Error
 		case rec.LogLine != nil:
@@ -238,7 +240,7 @@ func receive(ctx context.Context, conn io.Reader, s ClientStreams) (int, error) 
 		case ctx.Err() != nil:
 			return 0, ctx.Err()
 		case err != nil:
-			return 0, fmt.Errorf("exec: the session broke: %w", err)
+			return 0, fmt.Errorf("exec: %w", broken(err))
 		}
 		w := s.Stdout
 		switch f.Kind {
@@ -287,7 +289,7 @@ func ask[T any](ctx context.Context, c *Client, method, path string, q url.Value
 		if ctx.Err() != nil {
 			return out, ctx.Err()
 		}
-		return out, fmt.Errorf("read the daemon's answer: %w", err)
+		return out, broken(err)
 	}
 	return out, nil
 }
@@ -314,6 +316,7 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
+	c.met.Store(true)
 	if resp.StatusCode < http.StatusBadRequest {
 		return resp, nil
 	}
@@ -327,6 +330,19 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 
 // ErrUnreachable is wrapped by errors that tell that no daemon answers.
 var ErrUnreachable = errors.New("no daemon answers")
+
+// ErrGone is wrapped by errors that tell that a daemon which answered ended before it had said all, or does not answer any more. It may be back in a moment.
+var ErrGone = errors.New("the daemon ended or was restarted meanwhile")
+
+// broken makes an error of an answer that can't be read to its end: either it broke off, or it is not what this client knows.
+func broken(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	if errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, bufio.ErrTooLong) {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return ErrGone
+}
 
 func (c *Client) unreachable(ctx context.Context, err error) error {
 	var way string
@@ -346,18 +362,22 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 			way = ue.Err.Error()
 		}
 	}
+	if c.met.Load() {
+		return fmt.Errorf("%w: %w on %s: %s", ErrGone, ErrUnreachable, c.socket, way)
+	}
 	return fmt.Errorf("%w on %s: %s", ErrUnreachable, c.socket, way)
 }
-
-// errFeedEnded tells that the daemon closed a feed: it is shutting down, or there is no more.
-var errFeedEnded = errors.New("the daemon closed the connection; it may be restarting")
 
 // maxEvent bounds one event of a feed, in bytes.
 const maxEvent = 4 << 20
 
-// follow reads server-sent events until ctx ends, each fails or the daemon closes the feed.
-func (c *Client) follow(ctx context.Context, path string, q url.Values, each func(event string, data []byte) error) error {
-	resp, err := c.do(ctx, "GET", path, q, nil, http.Header{"Accept": {"text/event-stream"}})
+// follow reads server-sent events, those after an id where one is given, until ctx ends, each fails or the daemon closes the feed.
+func (c *Client) follow(ctx context.Context, path string, q url.Values, after string, each func(event string, data []byte) error) error {
+	header := http.Header{"Accept": {"text/event-stream"}}
+	if after != "" {
+		header["Last-Event-ID"] = []string{after}
+	}
+	resp, err := c.do(ctx, "GET", path, q, nil, header)
 	if err != nil {
 		return err
 	}
@@ -388,8 +408,5 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, each fun
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err := sc.Err(); err != nil {
-		return fmt.Errorf("read a feed: %w", err)
-	}
-	return errFeedEnded
+	return broken(sc.Err())
 }

@@ -119,7 +119,7 @@ func nodeName(v *state.View, id string) string {
 func secretsOf(v *state.View) []SecretInfo {
 	out := []SecretInfo{}
 	for k, e := range v.Secrets.All() {
-		if strings.HasPrefix(k, ".") { // the cluster's own
+		if ownSecret(k) {
 			continue
 		}
 		out = append(out, SecretInfo{Name: k, Stack: e.Value.Stack, Since: e.At, Nodes: len(e.Value.Keys)})
@@ -127,11 +127,15 @@ func secretsOf(v *state.View) []SecretInfo {
 	return out
 }
 
+// ownSecret says that a secret is the cluster's own, and none of a person's.
+func ownSecret(name string) bool { return strings.HasPrefix(name, ".") }
+
 // EventQuery says which events.
 type EventQuery struct {
 	Stack string // empty = all
 	Tail  int    // the last so many of those that there are; -1 = all
 	Watch bool   // and those that come
+	After string // of those of a watch: only events of a greater Key; empty = all
 }
 
 // eventsAfter lists the events whose key is greater than after.
@@ -170,9 +174,10 @@ type Progress struct {
 	To       manifest.Revision `json:"to,omitzero"` // RolledBack: to which
 	Reason   state.Reason      `json:"reason,omitzero"`
 	Services int               `json:"services"`
-	Desired  int               `json:"desired"` // tasks
-	Updated  int               `json:"updated"`
-	Ready    int               `json:"ready"`
+	// Tasks: how many there should be, how many are of what the stack is told to be, and how many do their work. While it goes on, they are told of the revision.
+	Desired int `json:"desired"`
+	Updated int `json:"updated"`
+	Ready   int `json:"ready"`
 }
 
 // journey follows the stacks of a source to one revision. What a stack was told to be when the journey began is what it waits for: a newer
@@ -252,6 +257,12 @@ func (j *journey) progress(v *state.View, src state.Source, name string) Progres
 	case !atTarget:
 		// Acceptance applies in the same entry, so what was accepted and not applied is held by the stack's own settings.
 		p.End, p.Reason = EndSuspended, state.Reason{ID: reconcile.ReasonSuspended, Message: "its settings in Git say suspend: true"}
+	case s.Outcome.Kind == "":
+		p.Desired, p.Updated = 0, 0
+		for _, svc := range st.Services {
+			desired, updated := asked(v, s, svc)
+			p.Desired, p.Updated = p.Desired+desired, p.Updated+updated
+		}
 	default:
 		p.End, p.To = Ending(s.Outcome.Kind), s.Outcome.To
 		if s.Outcome.Reason.ID != "" {
@@ -259,6 +270,21 @@ func (j *journey) progress(v *state.View, src state.Source, name string) Progres
 		}
 	}
 	return p
+}
+
+// asked counts the tasks of a service that the applied release asks for, and those that are of it. A service's own counts are about its target, which is another one
+// until the rollout begins, and after it failed.
+func asked(v *state.View, s state.Stack, svc reconcile.ServiceStatus) (desired, updated int) {
+	rel, _ := v.Releases.Get(s.Applied.Release)
+	want := rel.Value.Services[svc.Name]
+	if now, ok := v.Services.Get(state.ServiceKey(s.Name, svc.Name)); ok && now.Value.Target == want {
+		return svc.Desired, svc.Updated
+	}
+	spec, _ := v.Specs.Get(want)
+	if m := spec.Value.Service.Mode; m == manifest.Global || m == manifest.GlobalJob {
+		return v.Nodes.Len(), 0
+	}
+	return spec.Value.Service.Replicas, 0
 }
 
 // superseded finds what became of the release that the journey goes to, now that the stack has another.

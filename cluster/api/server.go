@@ -365,7 +365,7 @@ func (s *Server) operate(ctx context.Context, op *Operation) (any, error) {
 	v := s.cfg.Backend.View()
 	if op.Stack != "" {
 		e, ok := v.Stacks.Get(op.Stack)
-		if !ok {
+		if !ok && op.Kind != OpSync { // a fetch may bring it
 			return nil, noStack(v, op.Stack)
 		}
 		if op.Service != "" {
@@ -373,7 +373,7 @@ func (s *Server) operate(ctx context.Context, op *Operation) (any, error) {
 				return nil, NotFoundf("service", op.Stack+"/"+op.Service, names(v.Services))
 			}
 		}
-		if op.Kind == OpSync {
+		if ok && op.Kind == OpSync {
 			op.Source, op.Stack = e.Value.Source, ""
 		}
 	}
@@ -384,7 +384,7 @@ func (s *Server) operate(ctx context.Context, op *Operation) (any, error) {
 	}
 	if op.Kind == OpSecretRemove {
 		if _, ok := v.Secrets.Get(op.Secret.Name); !ok {
-			return nil, NotFoundf("secret", op.Secret.Name, names(v.Secrets))
+			return nil, NotFoundf("secret", op.Secret.Name, slices.DeleteFunc(names(v.Secrets), ownSecret))
 		}
 	}
 	if op.Actor = clip(op.Actor, 100); op.Actor == "" {

@@ -21,7 +21,7 @@ type OperationKind string
 
 // The operations, with the fields of Operation that they take.
 const (
-	OpSync         OperationKind = "sync"          // Source or Stack: fetch and judge now. Neither = all sources
+	OpSync         OperationKind = "sync"          // Source or Stack: fetch and judge now. Neither, or a stack that is not known yet = all sources
 	OpSuspend      OperationKind = "suspend"       // Stack, Reason: do not follow Git
 	OpResume       OperationKind = "resume"        // Stack: follow Git again
 	OpApprove      OperationKind = "approve"       // Source, Revision (commit or its beginning; empty = the one that waits); or Stack
@@ -32,10 +32,12 @@ const (
 	OpSourceRemove OperationKind = "source.remove" // Source: its stacks are pruned
 	OpSecretSet    OperationKind = "secret.set"    // Secret
 	OpSecretRemove OperationKind = "secret.remove" // Secret.Name
+	OpVolumeForget OperationKind = "volume.forget" // Volume, Force: its data stay, and bind no slot to their node any more
+	OpVolumeRemove OperationKind = "volume.remove" // Volume: its node removes it with its data
 )
 
 var operationKinds = []OperationKind{OpSync, OpSuspend, OpResume, OpApprove, OpRollback, OpUnpin, OpRestart,
-	OpSourceAdd, OpSourceRemove, OpSecretSet, OpSecretRemove}
+	OpSourceAdd, OpSourceRemove, OpSecretSet, OpSecretRemove, OpVolumeForget, OpVolumeRemove}
 
 // Operation is one write: a person's word. What runs is only changed by Git and by these.
 type Operation struct {
@@ -49,6 +51,8 @@ type Operation struct {
 	Reason     string        `json:"reason,omitempty"`   // a sentence for the history
 	SourceSpec *SourceSpec   `json:"sourceSpec,omitempty"`
 	Secret     *SecretValue  `json:"secret,omitempty"`
+	Volume     string        `json:"volume,omitempty"` // the key of a VolumeInfo
+	Force      bool          `json:"force,omitempty"`  // although services use it
 }
 
 // Check says what is missing in an operation, before anything is asked of a Backend.
@@ -79,6 +83,8 @@ func (op Operation) Check() error {
 		return need(sourceName.MatchString(op.SourceSpec.Name), "a name of a source of letters, digits, ., - and _, that begins with a letter or digit, of at most 63 characters")
 	case OpSourceRemove:
 		return need(op.Source != "", "a source")
+	case OpVolumeForget, OpVolumeRemove:
+		return need(op.Volume != "", "a volume")
 	case OpSecretSet, OpSecretRemove:
 		return need(op.Secret != nil && secretName.MatchString(op.Secret.Name), "a secret with a name of letters, digits, ., - and _, or STACK/NAME for one of a stack")
 	}

@@ -43,6 +43,11 @@ func (r *Runtime) Create(ctx context.Context, spec worker.ContainerSpec) error {
 	if err != nil {
 		return err
 	}
+	unmount, err := r.mountVolumes(ctx, &spec)
+	defer unmount()
+	if err != nil {
+		return fmt.Errorf("create container %s: %w", spec.ID, err)
+	}
 	oci, err := buildSpec(&spec, &img.config, users, r.host)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", spec.ID, err)

@@ -40,6 +40,9 @@ func wrap(err error, format string, args ...any) error {
 	if isKind(err) {
 		return fmt.Errorf("%s: %w", tried, err)
 	}
+	if full := diskFull(err, tried); full != nil {
+		return full
+	}
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errdefs.IsCanceled(err), errdefs.IsDeadlineExceeded(err):
 		return fmt.Errorf("%s: %w", tried, err)

@@ -130,9 +130,24 @@ func (r *Runtime) pull(ctx context.Context, n reference.Named, d digest.Digest, 
 	}
 	defer r.release(ctx, done)
 	start := time.Now()
-	_, err = r.client.Pull(ctx, pinned(n, d), client.WithPullUnpack, client.WithPullSnapshotter(r.o.Snapshotter),
-		client.WithPlatformMatcher(match), client.WithResolver(r.resolver()), client.WithPullLabel(managedLabel, "true"))
+	var bound bounds
+	err = r.withRoom(ctx, "pull image "+reference.FamiliarString(n), func(ctx context.Context) error {
+		_, err := r.client.Pull(ctx, pinned(n, d), client.WithPullUnpack, client.WithPullSnapshotter(r.o.Snapshotter),
+			client.WithPlatformMatcher(match), client.WithResolver(r.resolver()), client.WithPullLabel(managedLabel, "true"),
+			client.WithImageHandlerWrapper(bound.wrap))
+		return err
+	})
 	if err != nil {
+		if refused := bound.refused.Load(); refused != nil {
+			return fmt.Errorf("pull image %s: %w", reference.FamiliarString(n), *refused)
+		}
+		var full *fullError
+		if errors.As(err, &full) {
+			return full
+		}
+		if full := diskFull(err, "pull image "+reference.FamiliarString(n)); full != nil {
+			return full
+		}
 		if missing := r.noPlatform(ctx, n, d, platform, match); missing != nil {
 			return missing
 		}
@@ -252,6 +267,12 @@ func (r *Runtime) Import(ctx context.Context, from io.Reader) ([]string, error) 
 	loaded, err := r.client.Import(ctx, from, client.WithImageLabels(map[string]string{managedLabel: "true", importedLabel: "true"}), client.WithAllPlatforms(true),
 		client.WithSkipMissing(), client.WithImageRefTranslator(longName))
 	if err != nil {
+		if full := diskFull(err, "import images"); full != nil {
+			return nil, full
+		}
+		if isKind(err) {
+			return nil, fmt.Errorf("import images: %w", err)
+		}
 		return nil, fmt.Errorf("import images: the archive cannot be read: %s", plain(err))
 	}
 	var refs []string
@@ -260,8 +281,9 @@ func (r *Runtime) Import(ctx context.Context, from io.Reader) ([]string, error) 
 		if err != nil {
 			return refs, err
 		}
-		if err := r.unpack(ctx, rec); err != nil {
-			return refs, wrap(err, "import image %s: unpack it", reference.FamiliarString(n))
+		tried := fmt.Sprintf("import image %s: unpack it", reference.FamiliarString(n))
+		if err := r.withRoom(ctx, tried, func(ctx context.Context) error { return wrap(r.unpack(ctx, rec), "%s", tried) }); err != nil {
+			return refs, err
 		}
 		if err := r.record(ctx, n, rec.Target.Digest); err != nil {
 			return refs, err

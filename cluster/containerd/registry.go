@@ -23,6 +23,7 @@ import (
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	units "github.com/docker/go-units"
 
 	"github.com/gitopsd/gitopsd/cluster/worker"
 )
@@ -203,6 +204,9 @@ func (r *Runtime) registryError(ctx context.Context, err error, tried string, n 
 		return fmt.Errorf("%s: %w", tried, err)
 	}
 	host := reference.Domain(n)
+	if strings.Contains(err.Error(), "byte manifest for ") { // the library calls it not found
+		return permanent("%s: the image's manifest is too large: %s are the limit", tried, units.BytesSize(maxDocument))
+	}
 	var status remoteerrors.ErrUnexpectedStatus
 	code := 0
 	if errors.As(err, &status) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -47,6 +49,79 @@ func unmount(dir string) error {
 		return err
 	}
 	return nil
+}
+
+// mountVolumes mounts the file systems that the container's volumes are, below the state directory, and makes its mounts binds of them. So it is the
+// host that reaches a file server, whatever networks the container has. What a container binds stays mounted for it, so all can be unmounted when
+// it is made; nothing is left to be counted or cleaned up, but after a crash, by the next Open.
+func (r *Runtime) mountVolumes(ctx context.Context, spec *worker.ContainerSpec) (done func(), err error) {
+	var dirs []string
+	done = func() {
+		for _, dir := range dirs {
+			if err := unmount(dir); err != nil {
+				r.o.Logger.Warn("unmount a volume", "container", spec.ID, "err", err)
+			}
+		}
+	}
+	spec.Mounts = slices.Clone(spec.Mounts)
+	for i := range spec.Mounts {
+		m := &spec.Mounts[i]
+		if m.From == nil {
+			continue
+		}
+		if strings.HasPrefix(m.From.Type, "fuse") { // the library would run the program that the type names
+			return done, permanent("mount %s at %s: FUSE file systems are not mounted here: mount it on the host and bind its directory", m.From.Device, m.Target)
+		}
+		dir, err := os.MkdirTemp(r.o.StateDir, mountPrefix)
+		if err != nil {
+			return done, fmt.Errorf("mount %s at %s: %w", m.From.Device, m.Target, err)
+		}
+		mounted := make(chan error, 1)
+		go func() {
+			mounted <- mount.All([]mount.Mount{{Type: m.From.Type, Source: m.From.Device, Options: m.From.Options}}, dir)
+		}()
+		select {
+		case err = <-mounted:
+			dirs = append(dirs, dir)
+		case <-ctx.Done(): // a file server that does not answer holds the call, which nothing ends
+			go func() {
+				if err := errors.Join(<-mounted, unmount(dir)); err != nil {
+					r.o.Logger.Debug("a mount that was given up", "container", spec.ID, "err", mountError(err, m.From.Type))
+				}
+			}()
+			err = ctx.Err()
+		}
+		if err != nil {
+			return done, fmt.Errorf("mount %s at %s: %w", m.From.Device, m.Target, mountError(err, m.From.Type))
+		}
+		if m.Source, err = inside(dir, m.Source); err != nil {
+			return done, fmt.Errorf("mount %s at %s: %w", m.From.Device, m.Target, err)
+		}
+	}
+	return done, nil
+}
+
+// inside makes a directory of a volume that is mounted at root, and returns its path. Links in it lead nowhere else.
+func inside(root, dir string) (string, error) {
+	at, err := securejoin.SecureJoin(root, dir)
+	if err != nil {
+		return "", err
+	}
+	return at, os.MkdirAll(at, 0o755)
+}
+
+// mountError is what the kernel said. The library's error holds the options too, and with them a password.
+func mountError(err error, kind string) error {
+	var errno syscall.Errno
+	switch {
+	case !errors.As(err, &errno):
+		return err
+	case errno == unix.ENODEV:
+		return fmt.Errorf("this node's kernel has no file systems of the type %s: install what brings it (nfs-common, cifs-utils, a kernel module)", kind)
+	case errno == unix.EINVAL:
+		return fmt.Errorf("%w: the kernel does not take it with these options (`o:`)", errno)
+	}
+	return errno
 }
 
 // withImage mounts an image's files, read-only, for the time of fn.

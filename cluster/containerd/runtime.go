@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/contrib/apparmor"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -93,6 +94,8 @@ type Runtime struct {
 	creds   *credentials
 	pulls   chan struct{}
 	flights flights
+	root    string // where containerd keeps unpacked images; "" = not known
+	reserve uint64 // of the disk there, in bytes
 
 	mu     sync.Mutex
 	images map[imageKey]*imageFacts
@@ -114,10 +117,13 @@ func Open(ctx context.Context, o Options) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.New(o.Address, client.WithDefaultNamespace(o.Namespace), client.WithTimeout(3*time.Second))
+	store := &documents{}
+	c, err := client.New(o.Address, client.WithDefaultNamespace(o.Namespace), client.WithTimeout(3*time.Second),
+		client.WithServices(client.WithContentStore(store)))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", o.Address, err)
 	}
+	store.Store = proxy.NewContentStore(c.Conn())
 	r := &Runtime{o: o, client: c, creds: &credentials{files: o.CredentialFiles}, pulls: make(chan struct{}, o.Pulls),
 		images: map[imageKey]*imageFacts{}}
 	if err := r.open(ctx); err != nil {
@@ -143,7 +149,8 @@ func (r *Runtime) open(ctx context.Context) error {
 	if err := os.MkdirAll(r.o.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
-	r.host = host{unified: unified(), swap: swapLimits(), openFiles: openFiles(), keeper: r.o.KeeperPath, apparmor: r.loadAppArmor()}
+	r.findRoom(ctx)
+	r.host = host{unified: unified(), swap: swapLimits(), openFiles: openFiles(), keeper: r.o.KeeperPath, kernel: kernel(), apparmor: r.loadAppArmor()}
 	if err := r.sweep(ctx); err != nil {
 		return err
 	}
@@ -248,7 +255,7 @@ func (r *Runtime) sweep(ctx context.Context) error {
 	return nil
 }
 
-// List implements [worker.Runtime]. It costs two calls to containerd, however many containers there are, and reads the limits from the
+// List implements [worker.Runtime]. It costs two calls to containerd, however many containers run, and reads the limits from the
 // kernel. A container whose process went with the machine's last boot is Lost.
 func (r *Runtime) List(ctx context.Context) ([]worker.Container, error) {
 	ctx = r.in(ctx)
@@ -266,9 +273,30 @@ func (r *Runtime) List(ctx context.Context) ([]worker.Container, error) {
 	}
 	out := make([]worker.Container, 0, len(records))
 	for _, rec := range records {
-		out = append(out, r.container(ctx, rec, byID[rec.ID]))
+		t := byID[rec.ID]
+		if t == nil { // containerd 2 leaves out of its list whose shim does not answer
+			if t, err = r.process(ctx, rec.ID); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, r.container(ctx, rec, t))
 	}
 	return out, nil
+}
+
+// process is containerd's word of a container's process; nil = there is none. Where the shim does not answer, containerd 1 says that the status is
+// unknown, and containerd 2 that its time for the question is over; both are told as the first.
+func (r *Runtime) process(ctx context.Context, id string) (*tasktypes.Process, error) {
+	t, err := r.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
+	switch err = native(err); {
+	case errdefs.IsNotFound(err):
+		return nil, nil
+	case errdefs.IsDeadlineExceeded(err) && ctx.Err() == nil:
+		return &tasktypes.Process{ID: id, Status: tasktypes.Status_UNKNOWN}, nil
+	case err != nil:
+		return nil, wrap(err, "look at container %s", id)
+	}
+	return t.Process, nil
 }
 
 // Get implements [worker.Runtime].
@@ -278,14 +306,11 @@ func (r *Runtime) Get(ctx context.Context, id string) (worker.Container, error) 
 	if err != nil {
 		return worker.Container{}, wrap(err, "look at container %s", id)
 	}
-	t, err := r.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
-	if errdefs.IsNotFound(native(err)) {
-		return r.container(ctx, rec, nil), nil
-	}
+	t, err := r.process(ctx, id)
 	if err != nil {
-		return worker.Container{}, wrap(err, "look at container %s", id)
+		return worker.Container{}, err
 	}
-	return r.container(ctx, rec, t.Process), nil
+	return r.container(ctx, rec, t), nil
 }
 
 func (r *Runtime) container(ctx context.Context, rec containers.Container, t *tasktypes.Process) worker.Container {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +55,16 @@ type host struct {
 	openFiles uint64 // the most that a process may have open
 	apparmor  string // name of the loaded default profile; "" = no AppArmor
 	keeper    string // host path of the keeper
+	kernel    string // its release
+}
+
+// kernel is the release of the running kernel.
+func kernel() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
 }
 
 // openFiles is maxOpenFiles, or less where this process could not raise its own limit so far: then neither could runc.
@@ -198,13 +209,46 @@ func buildSpec(c *worker.ContainerSpec, img *worker.ImageConfig, users *userFile
 	case c.Spec.StdinOpen && !c.Spec.TTY:
 		s.Process.Args = append([]string{keeperPath, "exec"}, initArgs(c, p.args)...)
 	}
-	if !c.Spec.Privileged && !sec.seccompOff {
+	switch {
+	case c.Spec.SeccompDigest() != "":
+		if s.Linux.Seccomp, err = ownProfile(c.Seccomp, caps, h); err != nil {
+			return nil, err
+		}
+	case !c.Spec.Privileged && !sec.seccompOff:
 		profile := seccomp.DefaultProfile(s)
 		// Docker's profile names the x32 ABI too, which distributions' kernels switch off: a third of what runc compiles at each start, for nothing.
 		profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
 		s.Linux.Seccomp = profile
 	}
 	return s, nil
+}
+
+// ownProfile reads a seccomp profile of the repository and picks what holds for the container here.
+func ownProfile(file string, caps []string, h host) (*specs.LinuxSeccomp, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the seccomp profile: %w", err)
+	}
+	profile, err := manifest.ParseSeccomp(data)
+	if err != nil {
+		return nil, permanent("the seccomp profile: %v", err)
+	}
+	f := profile.Filter(manifest.SeccompMachine{Arch: runtime.GOARCH, Kernel: h.kernel, Caps: caps})
+	out := &specs.LinuxSeccomp{DefaultAction: specs.LinuxSeccompAction(f.DefaultAction), DefaultErrnoRet: f.DefaultErrnoRet}
+	for _, a := range f.Architectures {
+		out.Architectures = append(out.Architectures, specs.Arch(a))
+	}
+	for _, flag := range f.Flags {
+		out.Flags = append(out.Flags, specs.LinuxSeccompFlag(flag))
+	}
+	for _, r := range f.Rules {
+		call := specs.LinuxSyscall{Names: r.Names, Action: specs.LinuxSeccompAction(r.Action), ErrnoRet: r.ErrnoRet}
+		for _, a := range r.Args {
+			call.Args = append(call.Args, specs.LinuxSeccompArg{Index: a.Index, Value: a.Value, ValueTwo: a.ValueTwo, Op: specs.LinuxSeccompOperator(a.Op)})
+		}
+		out.Syscalls = append(out.Syscalls, call)
+	}
+	return out, nil
 }
 
 // initArgs are the keeper's arguments inside the container: whether standard input never ends, and the program.
@@ -245,10 +289,9 @@ func parseSecurity(c *manifest.Container, h host) (security, error) {
 			}
 			sec.noNewPrivileges = on
 		case "seccomp":
-			if value != "unconfined" {
-				return sec, permanent("security_opt %q: the default profile and seccomp=unconfined are what there is; own profiles are not read", opt)
+			if sec.seccompOff = value == "unconfined"; !sec.seccompOff && c.SeccompDigest() == "" {
+				return sec, permanent("security_opt %q: want seccomp=unconfined, or a profile that was read from the repository", opt)
 			}
-			sec.seccompOff = true
 		case "apparmor":
 			switch {
 			case value == "unconfined":

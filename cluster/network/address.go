@@ -19,15 +19,7 @@ var dockerRanges = []netip.Prefix{
 // PickBlock chooses the first block of the given size (prefix bits) in the pool, in the pool's order, that overlaps neither taken nor
 // Docker's default ranges. taken should hold [HostPrefixes] and the blocks of other nodes. The same input gives the same block.
 func PickBlock(pool, taken []netip.Prefix, bits int) (netip.Prefix, error) {
-	return pick(pool, append(slices.Clone(dockerRanges), taken...), bits)
-}
-
-// PickSubnet chooses the first subnet of the given size (prefix bits) in a node's block that overlaps none of taken.
-func PickSubnet(block netip.Prefix, taken []netip.Prefix, bits int) (netip.Prefix, error) {
-	return pick([]netip.Prefix{block}, taken, bits)
-}
-
-func pick(pool, taken []netip.Prefix, bits int) (netip.Prefix, error) {
+	taken = slices.Concat(dockerRanges, taken)
 	if bits < 1 || bits > 30 {
 		return netip.Prefix{}, fmt.Errorf("pick a block of /%d: the size must be between /1 and /30", bits)
 	}
@@ -53,59 +45,6 @@ func pick(pool, taken []netip.Prefix, bits int) (netip.Prefix, error) {
 	}
 	return netip.Prefix{}, fmt.Errorf("no free /%d in the pool %v: all of it overlaps %v or networks of this machine; set another address pool",
 		bits, pool, taken)
-}
-
-// Subnet is what addresses are allocated from.
-type Subnet struct {
-	Prefix  netip.Prefix
-	Gateway netip.Addr   // never allocated; zero = the first host address
-	Range   netip.Prefix // a part of Prefix to allocate from; zero = all of it
-}
-
-// Allocate chooses an address: want, when it is valid (and then it must be free), else the first free one behind after, going round.
-// Giving the address allocated last as after lets a freed address rest, so that no client of an old task meets a new one there.
-// The network's address, the broadcast address and the gateway are never given.
-func Allocate(s Subnet, taken func(netip.Addr) bool, want, after netip.Addr) (netip.Addr, error) {
-	p := s.Prefix.Masked()
-	if !p.IsValid() || !p.Addr().Is4() || p.Bits() > 30 {
-		return netip.Addr{}, fmt.Errorf("allocate an address: %s is not an IPv4 network of at most 30 bits", s.Prefix)
-	}
-	first, last := number(p.Addr()), number(lastAddr(p))
-	gateway := s.Gateway
-	if !gateway.IsValid() {
-		gateway = address(first + 1)
-	}
-	reserved := func(a netip.Addr) bool { return number(a) == first || number(a) == last || a == gateway }
-	if want.IsValid() {
-		switch {
-		case !want.Is4() || !p.Contains(want):
-			return netip.Addr{}, fmt.Errorf("address %s is not in the subnet %s", want, p)
-		case reserved(want):
-			return netip.Addr{}, fmt.Errorf("address %s is the network's own (network, gateway or broadcast) in %s; choose another", want, p)
-		case taken(want):
-			return netip.Addr{}, fmt.Errorf("address %s of %s is in use by another task", want, p)
-		}
-		return want, nil
-	}
-	lo, hi := first, last
-	if s.Range.IsValid() {
-		if !p.Contains(s.Range.Masked().Addr()) || s.Range.Bits() < p.Bits() {
-			return netip.Addr{}, fmt.Errorf("allocate an address: range %s is not within %s", s.Range, p)
-		}
-		lo, hi = number(s.Range.Masked().Addr()), number(lastAddr(s.Range))
-	}
-	start := uint64(lo)
-	if after.Is4() && number(after) >= lo && number(after) < hi {
-		start = uint64(number(after)) + 1
-	}
-	count := uint64(hi) - uint64(lo) + 1
-	for i := range count {
-		a := address(uint32(uint64(lo) + (start-uint64(lo)+i)%count))
-		if !reserved(a) && !taken(a) {
-			return a, nil
-		}
-	}
-	return netip.Addr{}, fmt.Errorf("no free address in %s: all %d are in use; give the network a larger subnet", p, count)
 }
 
 // HostPrefixes lists the networks this machine already reaches, by its addresses and routes: blocks must not overlap them. Networks

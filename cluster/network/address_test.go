@@ -45,7 +45,7 @@ func TestPickBlock(t *testing.T) {
 }
 
 // A block that is picked lies in the pool and overlaps nothing; when none is, there is none.
-func TestPickSubnetIsFreeAndComplete(t *testing.T) {
+func TestPickBlockIsFreeAndComplete(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		part := rapid.Custom(func(t *rapid.T) netip.Prefix {
 			a := netip.AddrFrom4([4]byte{10, byte(rapid.IntRange(0, 1).Draw(t, "b")), rapid.Byte().Draw(t, "c"), rapid.Byte().Draw(t, "d")})
@@ -54,7 +54,7 @@ func TestPickSubnetIsFreeAndComplete(t *testing.T) {
 		taken := rapid.SliceOfN(part, 0, 12).Draw(t, "taken")
 		block := netip.MustParsePrefix("10.0.0.0/16")
 		bits := rapid.IntRange(16, 24).Draw(t, "size")
-		got, err := PickSubnet(block, taken, bits)
+		got, err := PickBlock([]netip.Prefix{block}, taken, bits)
 		free := func(p netip.Prefix) bool { return !slices.ContainsFunc(taken, p.Overlaps) }
 		if err == nil {
 			if !block.Contains(got.Addr()) || got.Bits() != bits || got.Masked() != got || !free(got) {
@@ -66,66 +66,6 @@ func TestPickSubnetIsFreeAndComplete(t *testing.T) {
 			if p := netip.PrefixFrom(address(number(block.Addr())+uint32(i)<<(32-bits)), bits); free(p) {
 				t.Fatalf("%v, but %s is free", err, p)
 			}
-		}
-	})
-}
-
-func TestAllocate(t *testing.T) {
-	in := netip.MustParsePrefix
-	at := netip.MustParseAddr
-	none := netip.Addr{}
-	for _, c := range []struct {
-		name        string
-		subnet      Subnet
-		taken       string
-		want, after netip.Addr
-		get         string // an address, or words of the error
-	}{
-		{"first", Subnet{Prefix: in("10.0.0.0/24")}, "", none, none, "10.0.0.2"},
-		{"next free", Subnet{Prefix: in("10.0.0.0/24")}, "10.0.0.2 10.0.0.3", none, none, "10.0.0.4"},
-		{"a freed one rests", Subnet{Prefix: in("10.0.0.0/24")}, "10.0.0.3", none, at("10.0.0.3"), "10.0.0.4"},
-		{"round", Subnet{Prefix: in("10.0.0.0/29")}, "10.0.0.6", none, at("10.0.0.5"), "10.0.0.2"},
-		{"round from the end", Subnet{Prefix: in("10.0.0.0/29")}, "", none, at("10.0.0.7"), "10.0.0.2"},
-		{"full", Subnet{Prefix: in("10.0.0.0/30")}, "10.0.0.2", none, none, "no free address"},
-		{"a gateway elsewhere", Subnet{Prefix: in("10.0.0.0/30"), Gateway: at("10.0.0.2")}, "", none, none, "10.0.0.1"},
-		{"a range", Subnet{Prefix: in("10.0.0.0/24"), Range: in("10.0.0.128/25")}, "", none, none, "10.0.0.128"},
-		{"a range outside", Subnet{Prefix: in("10.0.0.0/24"), Range: in("10.1.0.0/25")}, "", none, none, "not within"},
-		{"wanted", Subnet{Prefix: in("10.0.0.0/24"), Range: in("10.0.0.128/25")}, "", at("10.0.0.77"), none, "10.0.0.77"},
-		{"wanted and taken", Subnet{Prefix: in("10.0.0.0/24")}, "10.0.0.77", at("10.0.0.77"), none, "in use by another task"},
-		{"wanted the gateway", Subnet{Prefix: in("10.0.0.0/24")}, "", at("10.0.0.1"), none, "the network's own"},
-		{"wanted the broadcast", Subnet{Prefix: in("10.0.0.0/24")}, "", at("10.0.0.255"), none, "the network's own"},
-		{"wanted elsewhere", Subnet{Prefix: in("10.0.0.0/24")}, "", at("10.0.1.7"), none, "not in the subnet"},
-		{"wanted IPv6", Subnet{Prefix: in("10.0.0.0/24")}, "", at("fd00::7"), none, "not in the subnet"},
-		{"no subnet", Subnet{}, "", none, none, "not an IPv4 network"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			taken := func(a netip.Addr) bool { return slices.Contains(strings.Fields(c.taken), a.String()) }
-			got, err := Allocate(c.subnet, taken, c.want, c.after)
-			if err == nil && got.String() != c.get || err != nil && !strings.Contains(err.Error(), c.get) {
-				t.Errorf("got %s, %v; want %s", got, err, c.get)
-			}
-		})
-	}
-}
-
-// Allocating until it fails gives every host address but the gateway once.
-func TestAllocateGivesAll(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		bits := rapid.IntRange(24, 30).Draw(t, "bits")
-		s := Subnet{Prefix: netip.PrefixFrom(netip.MustParseAddr("10.7.0.0"), bits)}
-		taken, last := map[netip.Addr]bool{}, netip.Addr{}
-		for {
-			a, err := Allocate(s, func(a netip.Addr) bool { return taken[a] }, netip.Addr{}, last)
-			if err != nil {
-				break
-			}
-			if taken[a] || !s.Prefix.Contains(a) {
-				t.Fatalf("%s was given twice or is outside", a)
-			}
-			taken[a], last = true, a
-		}
-		if want := 1<<(32-bits) - 3; len(taken) != want {
-			t.Fatalf("%d addresses given, want %d", len(taken), want)
 		}
 	})
 }

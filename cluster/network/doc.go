@@ -13,7 +13,7 @@
 //
 // Everything is in the kernel or in the names file (package names, served by the keeper), so names and ports go on while the agent is down.
 //
-// Addresses are chosen by pure functions, [PickBlock] and [Allocate]; the caller records the choice.
+// A node's block of addresses is chosen by [PickBlock], the subnets in it and the addresses of tasks by package reconcile; the caller records the choice.
 //
 // All rules live in one nftables table of our own. It is described as data, chains and sets with their contents (rules.go), compared
 // with what the table holds, and only the difference is sent, in one transaction (table.go). Two kinds of rules must lie elsewhere: a base chain

@@ -156,6 +156,25 @@ func TestLabPort53(t *testing.T) {
 			}
 		}
 	}
+	ports := []Port{tcp(53, 53), {HostPort: 53, Protocol: UDP, Target: 53}, {HostIP: addrs("0.0.0.0")[0], HostPort: 53, Protocol: UDP, Target: 53}}
+	gateways := addrs("10.210.1.1")
+	if taken := PortsTaken(t.Context(), ports, gateways); len(taken) > 0 {
+		t.Errorf("the keeper's own DNS takes port 53 from a stack: %v", taken)
+	}
+	for _, at := range []string{"127.0.0.1", "192.0.2.1", "0.0.0.0"} {
+		l, err := net.ListenPacket("udp4", at+":53")
+		if at == "0.0.0.0" { // not beside the keeper's: another port
+			ports[1].HostPort, ports[2].HostPort = 54, 54
+			l, err = net.ListenPacket("udp4", at+":54")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if taken := PortsTaken(t.Context(), ports, gateways); len(taken) != 2 {
+			t.Errorf("beside a program at %s: taken are %v, want both of UDP", at, taken)
+		}
+		l.Close()
+	}
 	mustAsk(t, client, "192.0.2.1:53", "dns/pihole.1")
 	mustAsk(t, web, "192.0.2.1:53", "dns/pihole.1")
 	if got := askUDP(t, client, "192.0.2.1:53"); got != "pihole" {
@@ -227,7 +246,7 @@ func TestLabUDP(t *testing.T) {
 	}
 	defer l.Close()
 	taken := PortsTaken(t.Context(), []Port{tcp(7002, 80), tcp(7003, 80), {HostPort: 7002, Protocol: UDP, Target: 1},
-		{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 7002, Protocol: TCP, Target: 80}})
+		{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 7002, Protocol: TCP, Target: 80}}, nil)
 	if len(taken) != 1 || taken[0].HostPort != 7002 || taken[0].Protocol != TCP || taken[0].HostIP.IsValid() {
 		t.Errorf("taken: %v", taken)
 	}

@@ -254,3 +254,54 @@ func TestLabBackends(t *testing.T) {
 		}
 	})
 }
+
+// A range of many ports costs the kernel elements of maps, no chain each; each port leads to its own target, on one address of the host too; and a
+// port that goes from one service to another leads to the new one.
+func TestLabPortRange(t *testing.T) {
+	if !inLab(t) {
+		return
+	}
+	m := newLab(t)
+	client := outside(t)
+	ensure(t, m, "shop_default", "10.210.1.0/24", false)
+	attach(t, m, "web.1", "shop_default 10.210.1.2")
+	attach(t, m, "api.1", "shop_default 10.210.1.3")
+	serve(t, m, "web.1", 21000)
+	serve(t, m, "web.1", 30000)
+	serve(t, m, "api.1", 22000)
+	first, last := 10000, 30000
+	web := Service{Key: "shop/web", Backends: addrs("10.210.1.2")}
+	api := Service{Key: "shop/api", Backends: addrs("10.210.1.3")}
+	for p := first; p <= last; p++ {
+		web.Ports = append(web.Ports, tcp(uint16(p), uint16(p)+10000))
+	}
+	web.Ports = append(web.Ports, Port{HostIP: addrs("192.0.2.1")[0], HostPort: 80, Protocol: TCP, Target: 30000})
+	api.Ports = []Port{tcp(80, 21000)}
+	publish(t, m, web, api)
+	mustAsk(t, client, "192.0.2.1:11000", "web.1")
+	mustAsk(t, client, "192.0.2.1:20000", "web.1")
+	mustAsk(t, client, "192.0.2.1:80", "web.1")
+	mustFail(t, client, "192.0.2.1:12000")
+	have, err := m.readTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chains := 0
+	for name := range have.chains {
+		if isPortChain(name) {
+			chains++
+		}
+	}
+	if n := last - first + 2; chains != 3 || len(have.sets[portSet]) != n || len(have.sets[targetSet]) != n {
+		t.Errorf("%d chains, %d and %d elements, want 3 and twice %d", chains, len(have.sets[portSet]), len(have.sets[targetSet]), n)
+	}
+	if diff := gocmp.Diff(m.have, have, gocmp.AllowUnexported(contents{})); diff != "" {
+		t.Errorf("what is noted is not what is there: %s", diff)
+	}
+	api.Ports = append(api.Ports, tcp(12000, 22000))
+	web.Ports = []Port{tcp(20000, 30000)}
+	publish(t, m, web, api)
+	mustAsk(t, client, "192.0.2.1:12000", "api.1")
+	mustAsk(t, client, "192.0.2.1:20000", "web.1")
+	mustFail(t, client, "192.0.2.1:11000")
+}

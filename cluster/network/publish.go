@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/gitopsd/gitopsd/cluster/network/names"
@@ -126,30 +125,31 @@ func admit(services []Service) ([]Service, error) {
 // entry is one key of the port maps with where it leads.
 type entry struct {
 	Port
+	service  string
 	backends []netip.Addr
 }
 
-// entries lists what nftables serves: ports of IPv4 addresses, sorted.
+// entries lists what nftables serves: ports of IPv4 addresses.
 func entries(services []Service) []entry {
 	var out []entry
 	for _, s := range services {
 		for _, p := range s.Ports {
 			if !p.HostIP.IsValid() || p.HostIP.Is4() {
-				out = append(out, entry{p, s.Backends})
+				out = append(out, entry{p, s.Key, s.Backends})
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b entry) int { return strings.Compare(a.chain(), b.chain()) })
 	return out
 }
 
-// chain names the nftables chain of a port.
+// chain names the nftables chain of a port. All ports of a service and protocol share one, so that a range of ten thousand costs the kernel
+// elements of a map, and a change of the backends one rule.
 func (e entry) chain() string {
-	parts := []string{portChain}
+	kind := string(e.Protocol)
 	if e.HostIP.IsValid() {
-		parts = append(parts, e.HostIP.String())
+		kind = "address-" + kind
 	}
-	return strings.Join(append(parts, string(e.Protocol), strconv.Itoa(int(e.HostPort))), "-")
+	return portChain + "-" + kind + "-" + e.service
 }
 
 // proxied lists what the keeper's proxy serves: ports of the host's IPv6 addresses.
@@ -183,38 +183,71 @@ type PortTaken struct {
 var probing sync.Mutex
 
 // PortsTaken tells which ports are held by programs of the host, by trying to bind each for a moment. Ports that are published already are not
-// tried: only the caller's new ones should be given.
-func PortsTaken(ctx context.Context, ports []Port) []PortTaken {
+// tried: only the caller's new ones should be given. gateways are those of our networks: the keeper's DNS has port 53 there, and what is published
+// leaves it alone, as it leaves the host's loopback addresses other than 127.0.0.1.
+func PortsTaken(ctx context.Context, ports []Port, gateways []netip.Addr) []PortTaken {
 	probing.Lock()
 	defer probing.Unlock()
 	var out []PortTaken
 	for _, p := range ports {
-		host := "0.0.0.0"
-		if p.HostIP.IsValid() {
-			host = p.HostIP.String()
-		}
-		at := net.JoinHostPort(host, strconv.Itoa(int(p.HostPort)))
-		var lc net.ListenConfig
-		var err error
-		family := "4"
-		if p.HostIP.Is6() {
-			family = "6"
-		}
-		switch p.Protocol {
-		case TCP:
-			var l net.Listener
-			if l, err = lc.Listen(ctx, "tcp"+family, at); err == nil {
-				l.Close()
+		at := []netip.Addr{p.HostIP}
+		if !p.HostIP.IsValid() || p.HostIP == netip.IPv4Unspecified() {
+			if tryBind(ctx, p, netip.IPv4Unspecified()) == nil {
+				continue
 			}
-		case UDP:
-			var c net.PacketConn
-			if c, err = lc.ListenPacket(ctx, "udp"+family, at); err == nil {
-				c.Close()
+			var err error
+			if at, err = publishedAt(gateways); err != nil {
+				out = append(out, PortTaken{p, err.Error()})
 			}
 		}
-		if err != nil {
-			out = append(out, PortTaken{p, err.Error()})
+		for _, addr := range at {
+			if err := tryBind(ctx, p, addr); err != nil {
+				out = append(out, PortTaken{p, err.Error()})
+				break
+			}
 		}
 	}
 	return out
+}
+
+// publishedAt lists the host's IPv4 addresses at which a port that is published on all of them is answered.
+func publishedAt(gateways []netip.Addr) ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	out := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	for _, a := range all {
+		n, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		if addr, ok := netip.AddrFromSlice(n.IP.To4()); ok && !addr.IsLoopback() && !slices.Contains(gateways, addr) {
+			out = append(out, addr)
+		}
+	}
+	return out, nil
+}
+
+func tryBind(ctx context.Context, p Port, addr netip.Addr) error {
+	at := netip.AddrPortFrom(addr, p.HostPort).String()
+	family := "4"
+	if addr.Is6() {
+		family = "6"
+	}
+	var lc net.ListenConfig
+	var held io.Closer
+	var err error
+	switch p.Protocol {
+	case TCP:
+		held, err = lc.Listen(ctx, "tcp"+family, at)
+	case UDP:
+		held, err = lc.ListenPacket(ctx, "udp"+family, at)
+	default:
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return held.Close()
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
 	"github.com/gitopsd/gitopsd/cluster/network/names"
 )
@@ -93,22 +94,29 @@ func TestDifference(t *testing.T) {
 	expect("a network", "+chain network-gl3x-bx1", "fill network-gl3x-bx1", "+gateways", "+outward", "+within", "+networks")
 	m.known = true
 	m.services = []Service{{Key: "a/b", Ports: []Port{tcp(80, 80), tcp(81, 81)}, Backends: addrs("10.0.0.2")}}
-	expect("two ports", "+chain port-tcp-80", "+chain port-tcp-81", "fill port-tcp-80", "fill port-tcp-81", "+ports")
+	expect("two ports", "+chain port-tcp-a/b", "fill port-tcp-a/b", "+ports", "+targets")
 	m.services = []Service{{Key: "a/b", Ports: []Port{tcp(80, 80), tcp(81, 81)}, Backends: addrs("10.0.0.2", "10.0.0.3")}}
-	expect("a backend more", "fill port-tcp-80", "fill port-tcp-81")
+	expect("a backend more", "fill port-tcp-a/b")
 	m.services = []Service{{Key: "a/b", Ports: []Port{tcp(80, 80)}, Backends: addrs("10.0.0.2", "10.0.0.3")}}
-	expect("a port less", "-ports", "-chain port-tcp-81")
+	expect("a port less", "-ports", "-targets")
+	m.services[0].Ports[0].Target = 8080
+	expect("another target", "+targets", "-targets")
+	m.services[0].Key = "c/d"
+	expect("the port goes to another service", "+chain port-tcp-c/d", "fill port-tcp-c/d", "+ports", "-ports", "-chain port-tcp-a/b")
 	m.services, m.known = nil, false
 	expect("before ports are known")
 	m.known = true
-	expect("no ports", "-ports", "-chain port-tcp-80")
+	expect("no ports", "-ports", "-targets", "-chain port-tcp-c/d")
 	delete(m.networks, "shop_default")
 	expect("no network", "-gateways", "-outward", "-within", "-networks", "-chain network-gl3x-bx1")
 }
 
 // An element that is deleted is told by its key alone; the key must come back from the text that is kept.
 func TestElementKey(t *testing.T) {
-	for _, e := range []nftables.SetElement{{Key: []byte{10, 0, 0, 1}}, {Key: []byte{10, 0, 1, 0}, IntervalEnd: true}} {
+	for _, e := range []nftables.SetElement{
+		{Key: []byte{10, 0, 0, 1}}, {Key: []byte{10, 0, 1, 0}, IntervalEnd: true}, {Key: []byte{6, 0, 0, 0, 0, 80, 0, 0}, Val: []byte{0, 80}},
+		{Key: []byte{6, 0, 0, 0, 0, 80, 0, 0}, VerdictData: verdict(expr.VerdictGoto, "port-tcp-a/b")},
+	} {
 		if got := elementOf(elementKey(e)); !slices.Equal(got.Key, e.Key) || got.IntervalEnd != e.IntervalEnd {
 			t.Errorf("%v became %v", e, got)
 		}

@@ -35,8 +35,8 @@ type chainSpec struct {
 type ruleSpec struct {
 	text  string
 	exprs []expr.Any
-	// spread is an anonymous map that exprs look up by number: the backends of a port.
-	spread []netip.AddrPort
+	// spread is an anonymous map that exprs look up by number: the backends of a service.
+	spread []netip.Addr
 }
 
 type setSpec struct {
@@ -45,25 +45,29 @@ type setSpec struct {
 	elements []nftables.SetElement
 }
 
-// Names of chains and sets in our table. Ports have a chain each, portChain-tcp-8080, and so have networks.
+// Names of chains and sets in our table. Services have a chain for each protocol, portChain-tcp-shop/web, and networks one each.
 const (
 	portChain    = "port"
 	networkChain = "network"
 	publishChain = "published"
 
-	portSet     = "ports"     // protocol . port -> chain
-	hostPortSet = "hostports" // address . protocol . port -> chain
-	gatewaySet  = "gateways"
-	subnetSet   = "outward" // subnets that may reach the outside
-	pairSet     = "within"  // bridge . bridge, for traffic inside one network
-	networkSet  = "networks"
+	portSet       = "ports"       // protocol . port -> chain of the service
+	hostPortSet   = "hostports"   // address . protocol . port -> chain of the service
+	targetSet     = "targets"     // protocol . port -> port of the tasks
+	hostTargetSet = "hosttargets" // address . protocol . port -> port of the tasks
+	gatewaySet    = "gateways"
+	subnetSet     = "outward" // subnets that may reach the outside
+	pairSet       = "within"  // bridge . bridge, for traffic inside one network
+	networkSet    = "networks"
 )
 
 // isPort tells that a chain or set belongs to published ports, which are left alone until SetPublished told of them.
 func isPortChain(name string) bool {
 	return len(name) > len(portChain) && name[:len(portChain)+1] == portChain+"-"
 }
-func isPortSet(name string) bool { return name == portSet || name == hostPortSet }
+func isPortSet(name string) bool {
+	return slices.Contains([]string{portSet, hostPortSet, targetSet, hostTargetSet}, name)
+}
 
 // spec describes our table.
 //
@@ -75,6 +79,8 @@ func (m *Manager) spec() tableSpec {
 		return &nftables.Chain{Type: t, Hooknum: h, Priority: &prio}
 	}
 	toPublished := ruleSpec{text: "to the host: see published", exprs: join(toLocalAddress(), []expr.Any{verdict(expr.VerdictJump, publishChain)})}
+	port := nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+	hostPort := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
 	spec := tableSpec{
 		chains: []chainSpec{
 			{name: "loopback-guard", base: hook(nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300), rules: []ruleSpec{
@@ -87,11 +93,11 @@ func (m *Manager) spec() tableSpec {
 				// A gateway's port 53 is the keeper's DNS, whatever a stack publishes.
 				{text: "dns of a gateway: not published", exprs: join(payload(netDst), inSet(gatewaySet), dport(53),
 					[]expr.Any{verdict(expr.VerdictReturn, "")})},
-				{text: "address . protocol . port: chain of the port", exprs: lookupPort(hostPortSet, true)},
+				{text: "address . protocol . port: chain of the service", exprs: toChain(hostPortSet, true)},
 				// The host's own services on other loopback addresses (127.0.0.53 is systemd's resolver) stay its own.
 				{text: "127.0.0.0/8 but 127.0.0.1: not published", exprs: join(toPrefix("127.0.0.0/8"),
 					payload(netDst), []expr.Any{compare(expr.CmpOpNeq, []byte{127, 0, 0, 1}), verdict(expr.VerdictReturn, "")})},
-				{text: "protocol . port: chain of the port", exprs: lookupPort(portSet, false)},
+				{text: "protocol . port: chain of the service", exprs: toChain(portSet, false)},
 			}},
 			{name: "forward", base: hook(nftables.ChainTypeFilter, nftables.ChainHookForward, 0), rules: []ruleSpec{
 				{text: "established or related: accept", exprs: join(ctBits(expr.CtKeySTATE, ctEstablished|ctRelated), accept())},
@@ -118,10 +124,10 @@ func (m *Manager) spec() tableSpec {
 			{name: subnetSet, set: nftables.Set{KeyType: nftables.TypeIPAddr, Interval: true}},
 			{name: pairSet, set: nftables.Set{KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)}},
 			{name: networkSet, set: nftables.Set{KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict}},
-			{name: portSet, set: nftables.Set{IsMap: true, DataType: nftables.TypeVerdict,
-				KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)}},
-			{name: hostPortSet, set: nftables.Set{IsMap: true, DataType: nftables.TypeVerdict,
-				KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)}},
+			{name: portSet, set: nftables.Set{KeyType: port, IsMap: true, DataType: nftables.TypeVerdict}},
+			{name: hostPortSet, set: nftables.Set{KeyType: hostPort, IsMap: true, DataType: nftables.TypeVerdict}},
+			{name: targetSet, set: nftables.Set{KeyType: port, IsMap: true, DataType: nftables.TypeInetService}},
+			{name: hostTargetSet, set: nftables.Set{KeyType: hostPort, IsMap: true, DataType: nftables.TypeInetService}},
 		},
 	}
 	m.specNetworks(&spec)
@@ -156,18 +162,24 @@ func (m *Manager) specNetworks(spec *tableSpec) {
 }
 
 func (m *Manager) specPorts(spec *tableSpec) {
+	made := map[string]bool{}
 	for _, e := range entries(m.services) {
-		spec.chains = append(spec.chains, chainSpec{name: e.chain(), rules: []ruleSpec{e.rule()}})
-		key := slices.Concat([]byte{e.Protocol.number(), 0, 0, 0}, binary.BigEndian.AppendUint16(nil, e.HostPort), []byte{0, 0})
-		set := portSet
-		if e.HostIP.IsValid() {
-			key, set = slices.Concat(e.HostIP.AsSlice(), key), hostPortSet
+		name := e.chain()
+		if !made[name] {
+			made[name] = true
+			spec.chains = append(spec.chains, chainSpec{name: name, rules: []ruleSpec{e.rule()}})
 		}
-		spec.add(set, nftables.SetElement{Key: key, VerdictData: verdict(expr.VerdictGoto, e.chain())})
+		key := slices.Concat([]byte{e.Protocol.number(), 0, 0, 0}, binary.BigEndian.AppendUint16(nil, e.HostPort), []byte{0, 0})
+		ports, targets := portSet, targetSet
+		if e.HostIP.IsValid() {
+			key, ports, targets = slices.Concat(e.HostIP.AsSlice(), key), hostPortSet, hostTargetSet
+		}
+		spec.add(ports, nftables.SetElement{Key: key, VerdictData: verdict(expr.VerdictGoto, name)})
+		spec.add(targets, nftables.SetElement{Key: key, Val: binary.BigEndian.AppendUint16(nil, e.Target)})
 	}
 }
 
-// rule says what becomes of a new connection to the port.
+// rule says what becomes of a new connection to a port of the service.
 func (e entry) rule() ruleSpec {
 	if len(e.backends) == 0 {
 		reject := &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpPortUnreachable}
@@ -176,35 +188,35 @@ func (e entry) rule() ruleSpec {
 		}
 		return ruleSpec{text: "no backends: refuse", exprs: []expr.Any{reject}}
 	}
-	to := make([]netip.AddrPort, len(e.backends))
 	sum := sha256.New()
-	for i, b := range e.backends {
-		to[i] = netip.AddrPortFrom(b, e.Target)
-		fmt.Fprintln(sum, to[i])
+	for _, b := range e.backends {
+		fmt.Fprintln(sum, b)
+	}
+	targets := targetSet
+	if e.HostIP.IsValid() {
+		targets = hostTargetSet
 	}
 	return ruleSpec{
-		text: fmt.Sprintf("to %d backends from %s in turn (%s)", len(to), to[0], hex.EncodeToString(sum.Sum(nil)[:12])),
-		exprs: []expr.Any{
-			&expr.Numgen{Register: 1, Modulus: uint32(len(to)), Type: unix.NFT_NG_INCREMENTAL},
+		text: fmt.Sprintf("to %d backends from %s in turn (%s), target of the port", len(e.backends), e.backends[0], hex.EncodeToString(sum.Sum(nil)[:12])),
+		exprs: join([]expr.Any{
+			&expr.Numgen{Register: 1, Modulus: uint32(len(e.backends)), Type: unix.NFT_NG_INCREMENTAL},
 			&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true}, // the map of spread; table.go names it
+		}, lookupPort(targets, e.HostIP.IsValid(), secondWord), []expr.Any{
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: secondWord},
-		},
-		spread: to,
+		}),
+		spread: e.backends,
 	}
 }
 
 // spreadMap is the anonymous map from a number to a backend.
-func spreadMap(table *nftables.Table, to []netip.AddrPort) (*nftables.Set, []nftables.SetElement) {
+func spreadMap(table *nftables.Table, to []netip.Addr) (*nftables.Set, []nftables.SetElement) {
 	set := &nftables.Set{
 		Table: table, Anonymous: true, Constant: true, IsMap: true,
-		KeyType: nftables.TypeInteger, DataType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService),
+		KeyType: nftables.TypeInteger, DataType: nftables.TypeIPAddr,
 	}
 	var elems []nftables.SetElement
 	for i, b := range to {
-		elems = append(elems, nftables.SetElement{
-			Key: binary.NativeEndian.AppendUint32(nil, uint32(i)),
-			Val: slices.Concat(b.Addr().AsSlice(), binary.BigEndian.AppendUint16(nil, b.Port()), []byte{0, 0}),
-		})
+		elems = append(elems, nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, uint32(i)), Val: b.AsSlice()})
 	}
 	return set, elems
 }
@@ -217,10 +229,9 @@ const (
 
 	icmpPortUnreachable = 3
 
-	// The 32-bit words of register 1 are 8, 9, 10, 11: a concatenation lies in them one by one.
-	firstWord  = unix.NFT_REG32_00
+	// The 32-bit words of register 1 are 8, 9, 10, 11, those of register 2 the next four: a concatenation lies in them one by one.
 	secondWord = unix.NFT_REG32_00 + 1
-	thirdWord  = unix.NFT_REG32_00 + 2
+	keyWord    = unix.NFT_REG32_00 + 4
 )
 
 type field struct{ base, offset, length uint32 }
@@ -275,13 +286,22 @@ func dport(port uint16) []expr.Any {
 	return []expr.Any{payloadTo(transportDst, 1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, port))}
 }
 
-func lookupPort(set string, withAddress bool) []expr.Any {
+// lookupPort looks a packet's protocol and port up in a map, with its address before them or without. The key is built in register 2, to leave what
+// register 1 holds.
+func lookupPort(set string, withAddress bool, into uint32) []expr.Any {
+	var key []expr.Any
+	at := uint32(keyWord)
 	if withAddress {
-		return []expr.Any{payloadTo(netDst, firstWord), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: secondWord}, payloadTo(transportDst, thirdWord),
-			&expr.Lookup{SourceRegister: 1, SetName: set, IsDestRegSet: true}}
+		key = append(key, payloadTo(netDst, at))
+		at++
 	}
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: firstWord}, payloadTo(transportDst, secondWord),
-		&expr.Lookup{SourceRegister: 1, SetName: set, IsDestRegSet: true}}
+	return append(key, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: at}, payloadTo(transportDst, at+1),
+		&expr.Lookup{SourceRegister: keyWord, DestRegister: into, SetName: set, IsDestRegSet: true})
+}
+
+// toChain goes to the chain that a map has for the packet's port.
+func toChain(set string, withAddress bool) []expr.Any {
+	return lookupPort(set, withAddress, unix.NFT_REG_VERDICT)
 }
 
 // ctBits matches when any of the bits is set.

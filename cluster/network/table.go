@@ -1,10 +1,12 @@
 package network
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -226,19 +228,25 @@ func (m *Manager) differSet(d *difference, s setSpec) {
 	d.result.sets[s.name] = want
 }
 
+// elementKey tells elements apart: by key, the end of an interval with "/" behind, and by what a map has for it after "=".
 func elementKey(e nftables.SetElement) string {
 	key := hex.EncodeToString(e.Key)
 	if e.IntervalEnd {
 		key += "/"
 	}
+	switch {
+	case e.VerdictData != nil:
+		key += "=" + e.VerdictData.Chain
+	case len(e.Val) > 0:
+		key += "=" + hex.EncodeToString(e.Val)
+	}
 	return key
 }
 
+// elementOf is what to delete: an element without its value.
 func elementOf(key string) nftables.SetElement {
-	end := key[len(key)-1] == '/'
-	if end {
-		key = key[:len(key)-1]
-	}
+	key, _, _ = strings.Cut(key, "=")
+	key, end := strings.CutSuffix(key, "/")
 	b, _ := hex.DecodeString(key) // made by elementKey
 	return nftables.SetElement{Key: b, IntervalEnd: end}
 }
@@ -289,6 +297,10 @@ func (m *Manager) readTable() (*contents, error) {
 		}
 		out.sets[s.Name] = map[string]bool{}
 		for _, e := range elems {
+			// The library leaves the attributes of a verdict as they are. A port is too short to be some.
+			if chain := attributes(e.Val)[unix.NFTA_VERDICT_CHAIN]; len(chain) > 0 {
+				e.VerdictData = verdict(expr.VerdictGoto, string(bytes.TrimRight(chain, "\x00")))
+			}
 			out.sets[s.Name][elementKey(e)] = true
 		}
 	}

@@ -53,8 +53,10 @@ type job struct {
 	images map[string]Image
 	digest map[string]string // known digests by container
 	nets   map[string]network.Network
+	refuse map[string]error // networks that could not be made, with the reason
 	secret func(name string) (state.Secret, bool)
 	ports  []network.Port // host ports of the service that are not published yet
+	found  []state.Volume // of the images of its containers
 }
 
 // outcome is what an action leaves in the memory of its task.
@@ -70,7 +72,7 @@ func (w *Worker) act(ctx context.Context, group *sync.WaitGroup, view *state.Vie
 		return
 	}
 	m.Busy = true
-	j := job{Worker: w, action: action, images: maps.Clone(m.images), nets: maps.Clone(w.networks)}
+	j := job{Worker: w, action: action, images: maps.Clone(m.images), nets: maps.Clone(w.networks), refuse: w.refused}
 	if a != nil {
 		j.task = *a
 		j.digest = w.last[a.ID].Images
@@ -104,6 +106,7 @@ func (w *Worker) act(ctx context.Context, group *sync.WaitGroup, view *state.Vie
 		}
 		w.post(ctx, func() {
 			w.performed(action, m, out)
+			w.note(j.found)
 			w.touch(touched...)
 		})
 	})
@@ -276,7 +279,11 @@ func (j *job) create(ctx context.Context) (out outcome) {
 		out.err = fmt.Errorf("remove the last attempt: %w", err)
 		return out
 	}
-	if taken := network.PortsTaken(ctx, j.ports); len(taken) > 0 {
+	var gateways []netip.Addr
+	for _, n := range j.nets {
+		gateways = append(gateways, n.Gateway)
+	}
+	if taken := network.PortsTaken(ctx, j.ports, gateways); len(taken) > 0 {
 		out.err = &toldError{ReasonPortTaken, true, fmt.Errorf("port %s is held by another program of this machine (%s): free it, or publish another one", taken[0].Port, taken[0].Reason)}
 		return out
 	}
@@ -303,11 +310,18 @@ func (j *job) create(ctx context.Context) (out outcome) {
 			out.err = err
 			return out
 		}
+		var profile string
+		if digest := c.SeccompDigest(); digest != "" {
+			if profile, err = j.cfg.Content.Materialise(ctx, digest, false, false); err != nil {
+				out.err = fmt.Errorf("seccomp profile of %s: %w", c.Name, err)
+				return out
+			}
+		}
 		id := containerID(t.ID, c.Name, t.Spec.Name, j.action.Attempt)
 		spec := ContainerSpec{
 			ID: id, Image: c.Image, Digest: img.Digest, Spec: *c, Mounts: mounts, NetNS: ns, Hostname: j.hostname(), Domain: t.Spec.Domainname,
 			PIDMode: t.Spec.PID, IPCMode: t.Spec.IPC, UserNS: t.Spec.UserNS, Sysctls: t.Spec.Sysctls,
-			Cgroup: j.cfg.CgroupParent + "/" + id, LogDir: j.logDir(t.ID, c.Name),
+			Seccomp: profile, Cgroup: j.cfg.CgroupParent + "/" + id, LogDir: j.logDir(t.ID, c.Name),
 			Labels: map[string]string{
 				labelCluster: j.cfg.Cluster, labelNode: j.cfg.Node, labelTask: t.ID, labelContainer: c.Name, labelSpec: t.Task.Spec,
 				labelAttempt: strconv.Itoa(j.action.Attempt), labelStreak: strconv.Itoa(j.action.Streak), labelFailures: strconv.Itoa(j.action.Failures),
@@ -343,6 +357,9 @@ func (j *job) attach(ctx context.Context) (string, error) {
 	for i, at := range t.Spec.Networks {
 		if t.Spec.NetworkMode == "none" {
 			break
+		}
+		if err := j.refuse[at.Network]; err != nil {
+			return "", err // it would only say that the network is not there
 		}
 		addr, err := netip.ParseAddr(t.Addrs[at.Network])
 		if err != nil {

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gitopsd/gitopsd/cluster/network"
+	"github.com/gitopsd/gitopsd/reconcile"
+	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
@@ -67,10 +69,13 @@ func (j *job) mounts(c *manifest.Container, img Image) ([]HostMount, error) {
 		if target = filepath.Clean(target); taken[target] || !filepath.IsAbs(target) {
 			continue
 		}
-		h, err := j.mount(c, manifest.Mount{Kind: manifest.MountAnonymous, Target: target})
+		m := manifest.Mount{Kind: manifest.MountAnonymous, Target: target}
+		h, err := j.mount(c, m)
 		if err != nil {
 			return nil, fmt.Errorf("mount the image's volume %s: %w", target, err)
 		}
+		j.found = append(j.found, state.Volume{Name: reconcile.VolumeName(j.task.Stack, c.Name, j.task.Slot, m), Kind: m.Kind, Stack: j.task.Stack,
+			Service: j.task.Service, Slot: j.task.Slot, Node: j.cfg.Node, Own: true})
 		out = append(out, h)
 	}
 	for _, s := range c.Secrets {
@@ -108,7 +113,7 @@ func (j *job) mount(c *manifest.Container, m manifest.Mount) (HostMount, error) 
 	case manifest.MountVolume:
 		return j.volume(m, h)
 	case manifest.MountAnonymous:
-		h.Source = filepath.Join(j.cfg.DataRoot, "anonymous", fmt.Sprintf("%s_%s.%d", j.task.Stack, c.Name, j.task.Slot), strings.ReplaceAll(strings.Trim(m.Target, "/"), "/", "_"))
+		h.Source = filepath.Join(j.cfg.DataRoot, anonymousDir(reconcile.VolumeName(j.task.Stack, c.Name, j.task.Slot, m)))
 		h.CopyUp = !m.NoCopy
 		return h, os.MkdirAll(h.Source, 0o755)
 	case manifest.MountData:
@@ -176,16 +181,16 @@ func (j *job) volume(m manifest.Mount, h HostMount) (HostMount, error) {
 		if err != nil {
 			return h, fmt.Errorf("volume %s: %w", v.Name, err)
 		}
-		h = HostMount{Type: kind, Source: v.Options["device"], Target: m.Target, Options: append([]string{access(m.ReadOnly)}, opts...)}
+		h.From, h.Source = &FileSystem{Type: kind, Device: v.Options["device"], Options: opts}, m.Subpath
 	default:
-		if !filepath.IsLocal(m.Source) { // the log's words are not the last line of defence for the host's files
+		if !volumeName(m.Source) { // the log's words are not the last line of defence for the host's files
 			return h, &toldError{ReasonVolume, true, fmt.Errorf("volume %q: its name leads out of the volumes' directory", m.Source)}
 		}
 		h.Source = filepath.Join(j.cfg.DataRoot, "volumes", m.Source)
 		if _, err := os.Stat(h.Source); v.External && errors.Is(err, os.ErrNotExist) {
 			return h, &toldError{ReasonVolume, true, fmt.Errorf("external volume %s is not on this node: `mkdir -p %s` makes an empty one; or take `external: true` away", v.Name, h.Source)}
 		}
-		if err := os.MkdirAll(h.Source, 0o755); err != nil {
+		if err := j.makeVolume(m.Source); err != nil {
 			return h, err
 		}
 		h.CopyUp = !m.NoCopy && m.Subpath == ""

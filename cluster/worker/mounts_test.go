@@ -137,3 +137,20 @@ func TestAFileServerIsGivenByAddress(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// A volume with a type of its own is for the host to mount; the container binds it as writable as its mount says.
+func TestVolumeOfAFileServer(t *testing.T) {
+	j := mounter(t, manifest.Service{})
+	j.stack.Volumes = []manifest.Volume{{Name: "films", Options: map[string]string{"type": "nfs", "device": ":/films", "o": "addr=localhost,nfsvers=4,rw"}}}
+	h, err := j.mount(&manifest.Container{}, manifest.Mount{Kind: manifest.MountVolume, Source: "films", Target: "/films", Subpath: "new", ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := h.From
+	if from == nil || from.Type != "nfs" || from.Device != ":/films" || len(from.Options) != 3 || from.Options[0] == "addr=localhost" {
+		t.Errorf("mounts %+v", from)
+	}
+	if h.Type != "bind" || h.Source != "new" || !slices.Equal(h.Options, []string{"rbind", "ro"}) {
+		t.Errorf("binds %+v", h)
+	}
+}

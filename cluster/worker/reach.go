@@ -29,7 +29,7 @@ func (w *Worker) adoptNetworks(ctx context.Context) error {
 	return nil
 }
 
-// ensureNetworks makes the networks of this node's tasks and removes those that the log no longer has.
+// ensureNetworks makes the networks of this node's tasks and removes those that the log has no longer, or has elsewhere.
 func (w *Worker) ensureNetworks(ctx context.Context, view *state.View, assigned []converge.Assignment) {
 	want := map[string]bool{}
 	for _, a := range assigned {
@@ -40,9 +40,11 @@ func (w *Worker) ensureNetworks(ctx context.Context, view *state.View, assigned 
 			want[at.Network] = true
 		}
 	}
-	// First, because a new network may have the subnet of one that is gone from the log. While a task is still on one, the network refuses, and the next pass tries again.
-	for id := range w.networks {
-		if _, ok := view.Networks.Get(id); ok || want[id] {
+	// First, because a new network may have the subnet of one that left it. While a task is still on one, the network refuses, and the next pass tries again.
+	for id, have := range w.networks {
+		e, _ := view.Networks.Get(id)
+		n, placed := parseNetwork(id, e.Value.Subnets[w.cfg.Node], e.Value.Gateway, e.Value.Internal)
+		if placed && n == have || !placed && want[id] {
 			continue
 		}
 		if err := w.cfg.Network.RemoveNetwork(ctx, id); err != nil {
@@ -51,6 +53,7 @@ func (w *Worker) ensureNetworks(ctx context.Context, view *state.View, assigned 
 		}
 		delete(w.networks, id)
 	}
+	refused := map[string]error{}
 	for _, id := range slices.Sorted(maps.Keys(want)) {
 		e, ok := view.Networks.Get(id)
 		if !ok {
@@ -61,11 +64,15 @@ func (w *Worker) ensureNetworks(ctx context.Context, view *state.View, assigned 
 			continue
 		}
 		if err := w.cfg.Network.EnsureNetwork(ctx, n); err != nil {
-			w.log.Error("make a network", "network", id, "err", err)
+			refused[id] = err
+			if was := w.refused[id]; was == nil || was.Error() != err.Error() {
+				w.log.Error("make a network", "network", id, "err", err)
+			}
 			continue
 		}
 		w.networks[id] = n
 	}
+	w.refused = refused
 }
 
 // backend is the address at which a task takes connections from outside: on its first network that is not internal.

@@ -95,6 +95,8 @@ type ContainerSpec struct {
 	Sysctls  map[string]string
 	Cgroup   string // absolute cgroup path of the container
 
+	Seccomp string // the container's own seccomp profile, a file in Docker's format; "" = the runtime's, unless SecurityOpt says unconfined
+
 	LogDir string // where the keeper writes the container's log files
 }
 
@@ -104,7 +106,16 @@ type HostMount struct {
 	Source  string
 	Target  string
 	Options []string
-	CopyUp  bool // fill the empty source directory from the image's content at Target: files, owner and mode, as Docker does
+	// From is mounted on the host first, with the host's networks, and Source is then a path in it.
+	From   *FileSystem
+	CopyUp bool // fill the empty source directory from the image's content at Target: files, owner and mode, as Docker does
+}
+
+// FileSystem is what a volume with a type of its own is: a share of a file server, or a device.
+type FileSystem struct {
+	Type    string // as nfs, cifs, ext4
+	Device  string
+	Options []string // of mount(8); they may hold a password
 }
 
 // Phase is where a container is in its life. It only moves forward.

@@ -107,10 +107,12 @@ type Worker struct {
 	touched    map[string]bool         // ids of containers that may have changed since they were seen
 	reporting  bool
 	networks   map[string]network.Network
+	refused    map[string]error // why networks that tasks are to be on could not be made; a new map in each pass
 	published  []network.Service
 	names      network.Names
 	told       string    // last complaint about published ports, so that it is told once
 	tidied     time.Time // when unused images were last looked for
+	volumes    volumes
 }
 
 // memory is converge's memory of a task with the checks that run for it.
@@ -135,6 +137,7 @@ func New(cfg Config) *Worker {
 	return &Worker{
 		cfg: cfg, log: cfg.Logger.With("node", cfg.Node), events: make(chan func(), 256), slots: make(chan struct{}, cfg.Parallel),
 		runtime: map[string]Container{}, memory: map[string]*memory{}, last: map[string]state.Report{}, networks: map[string]network.Network{}, dirty: true, touched: map[string]bool{}, tidied: time.Now(),
+		volumes: volumes{going: map[string]bool{}, again: map[string]time.Time{}},
 	}
 }
 
@@ -275,6 +278,9 @@ func (w *Worker) step(ctx context.Context, group *sync.WaitGroup, view *state.Vi
 		w.act(ctx, group, view, byID[a.Task], a)
 	}
 	w.report(ctx, group, view, out.Reports)
+	if again := w.removeVolumes(ctx, group, view, now); !again.IsZero() && (out.Wake.IsZero() || again.Before(out.Wake)) {
+		return again
+	}
 	return out.Wake
 }
 
@@ -419,17 +425,21 @@ func (w *Worker) report(ctx context.Context, group *sync.WaitGroup, view *state.
 			items = append(items, state.Item{state.Set(id, r)})
 		}
 	}
-	events := w.untold
+	for _, vol := range w.volumes.found {
+		items = append(items, state.Item{state.Set(state.VolumeKey(vol.Node, vol.Kind, vol.Name), vol)})
+	}
+	events, found := w.untold, w.volumes.found
 	if len(items)+len(events) == 0 {
 		return
 	}
-	w.reporting, w.untold = true, nil
+	w.reporting, w.untold, w.volumes.found = true, nil, nil
 	group.Go(func() {
 		err := w.cfg.Log.Report(ctx, items, events)
 		w.post(ctx, func() {
 			w.reporting = false
 			if err != nil {
 				w.untold = append(events, w.untold...)
+				w.volumes.found = append(found, w.volumes.found...)
 				w.log.Warn("report to the log; trying again", "err", err)
 			}
 		})

@@ -43,8 +43,11 @@ func (c *cli) events(ctx context.Context, o eventsOptions) error {
 	if o.query.Watch {
 		ctx, cancel := c.limit(ctx, 0)
 		defer cancel()
-		err := c.daemon().WatchEvents(ctx, o.query, func(e api.EventInfo) error {
-			return errors.Join(c.writeEvent(e), c.flush())
+		err := c.patient(ctx, func() error {
+			return c.daemon().WatchEvents(ctx, o.query, func(e api.EventInfo) error {
+				o.query.After, o.query.Tail = e.Key, -1
+				return errors.Join(c.writeEvent(e), c.flush())
+			})
 		})
 		if errors.Is(err, context.DeadlineExceeded) {
 			return nil // --timeout says how long to watch

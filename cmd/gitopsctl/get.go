@@ -15,17 +15,13 @@ import (
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
-type getOptions struct {
-	kind  string
-	stack string
-	watch bool
-}
+// getOptions say of which kind, and of which stack; an empty one is all.
+type getOptions struct{ kind, stack string }
 
 var getKinds = []string{"stacks", "services", "tasks", "sources", "volumes"}
 
 func (c *cli) getCmd() *cobra.Command {
-	var o getOptions
-	cmd := &cobra.Command{
+	return c.watchable(&cobra.Command{
 		Use:   "get stacks|services|tasks|sources|volumes [STACK]",
 		Short: "List things of one kind",
 		Long: `List all things of a kind, or those of one stack.
@@ -38,37 +34,28 @@ Exit codes: 0 done, 2 error.`,
 			}
 			return c.complete(oneOf(stackNames))(cmd, args[1:], typed)
 		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.kind = args[0]
-			if !slices.Contains(getKinds, o.kind) && slices.Contains(getKinds, o.kind+"s") {
-				o.kind += "s"
-			}
-			if len(args) > 1 {
-				o.stack = args[1]
-			}
-			if o.watch {
-				return c.watch(cmd.Context(), func(ctx context.Context) error { return c.get(ctx, o) })
-			}
-			return c.get(cmd.Context(), o)
-		},
-	}
-	cmd.Flags().BoolVarP(&o.watch, "watch", "w", false, "show it again whenever something changes")
-	return cmd
+	}, func(ctx context.Context, args []string) error {
+		return c.get(ctx, getOptions{args[0], strings.Join(args[1:], "")})
+	})
 }
 
 func (c *cli) get(ctx context.Context, o getOptions) error {
+	kind, stack := o.kind, o.stack
+	if slices.Contains(getKinds, kind+"s") {
+		kind += "s"
+	}
 	if err := c.only("wide", "name"); err != nil {
 		return err
 	}
 	ctx, cancel := c.limit(ctx, readLimit)
 	defer cancel()
-	if o.kind == "volumes" {
-		return c.getVolumes(ctx, o.stack)
+	if kind == "volumes" {
+		return c.getVolumes(ctx, stack)
 	}
-	if !slices.Contains(getKinds, o.kind) {
-		return api.NotFoundf("kind of things", o.kind, getKinds)
+	if !slices.Contains(getKinds, kind) {
+		return api.NotFoundf("kind of things", kind, getKinds)
 	}
-	st, err := c.daemon().Status(ctx, o.stack)
+	st, err := c.daemon().Status(ctx, stack)
 	if err != nil {
 		return err
 	}
@@ -76,7 +63,7 @@ func (c *cli) get(ctx context.Context, o getOptions) error {
 	for _, s := range st.Stacks {
 		services = append(services, s.Services...)
 	}
-	switch o.kind {
+	switch kind {
 	case "stacks":
 		return c.print(stackTable(c, st.Stacks), st.Stacks)
 	case "services":
@@ -147,7 +134,7 @@ func taskTable(c *cli, services []reconcile.ServiceStatus, all bool) *table {
 
 func sourceTable(sources []api.SourceStatus) *table {
 	t := &table{columns: []string{"SOURCE", "STATE", "FOLLOWS", "ACCEPTED", "SEEN", "STACKS"},
-		wide: []string{"URL", "PATH", "INTERVAL", "VERIFY", "REASON"}}
+		wide: []string{"URL", "PATH", "INTERVAL", "VERIFY", "POLICY", "REASON"}}
 	for _, s := range sources {
 		follows := s.Branch
 		if s.Tag != "" {
@@ -159,8 +146,16 @@ func sourceTable(sources []api.SourceStatus) *table {
 		} else if len(s.Waiting) > 0 {
 			why = s.Waiting[0].ID
 		}
+		every := "default"
+		if s.Interval > 0 {
+			every = s.Interval.String()
+		}
+		policy := ""
+		if s.Policy {
+			policy = cmp.Or(s.PolicyHash[:min(12, len(s.PolicyHash))], "not yet in force")
+		}
 		t.add(s.Name, text(s.Name), word(s.State), text(cmp.Or(follows, "HEAD")), text(revision(s.Accepted)), text(revision(s.Seen)),
-			text(fmt.Sprint(s.Stacks)), text(s.URL), text(s.Path), text(s.Interval.String()), text(cmp.Or(s.Verify, "none")), text(why))
+			text(fmt.Sprint(s.Stacks)), text(s.URL), text(s.Path), text(every), text(cmp.Or(s.Verify, "none")), text(policy), text(why))
 	}
 	return t
 }
@@ -171,16 +166,21 @@ func (c *cli) getVolumes(ctx context.Context, stack string) error {
 		return err
 	}
 	if stack != "" {
-		if _, err := c.daemon().Status(ctx, stack); err != nil {
-			return err
-		}
 		vols = slices.DeleteFunc(vols, func(v api.VolumeInfo) bool { return v.Stack != stack })
+		if len(vols) == 0 { // that of a stack that was removed may be there still
+			if _, err := c.daemon().Status(ctx, stack); err != nil {
+				return err
+			}
+		}
 	}
 	t := &table{columns: []string{"VOLUME", "KIND", "STACK", "NODE", "USED"}, wide: []string{"PATH", "SERVICE", "SINCE"}}
 	for _, v := range vols {
 		used := cell{text: "yes"}
 		if v.Orphan {
 			used = cell{"no", warn}
+		}
+		if v.Removing != nil {
+			used.text = "removing"
 		}
 		t.add(v.Key, text(v.Name), text(string(v.Kind)), text(v.Stack), text(cmp.Or(v.NodeName, v.Node)), used, text(v.Path), text(v.Service), text(c.when(v.Since)))
 	}

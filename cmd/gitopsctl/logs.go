@@ -79,6 +79,9 @@ func (c *cli) logs(ctx context.Context, o logsOptions) error {
 	if o.follow && errors.Is(err, context.DeadlineExceeded) {
 		return nil // --timeout says how long to follow
 	}
+	if errors.Is(err, api.ErrGone) {
+		return fmt.Errorf("%w; what tasks write is kept: ask again, with --since 1m, when it is back", api.ErrGone)
+	}
 	return err
 }
 

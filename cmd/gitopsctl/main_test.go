@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -44,6 +45,7 @@ func scripted(tty bool) {
 // TestScripts runs every script of testdata. In one, beside testscript's own commands:
 //
 //	world NAME|FILE…      start a daemon with that inside: of testdata/worlds, or a file of the script
+//	restart               end the daemon when a feed of it waits for something to happen, and start it again
 //	run CODE ARGUMENT…    run gitopsctl without a terminal; it must exit with CODE
 //	tty CODE ARGUMENT…    the same at a terminal
 func TestScripts(t *testing.T) {
@@ -57,9 +59,10 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"world": startWorld,
-			"run":   func(ts *testscript.TestScript, _ bool, args []string) { runCode(ts, "gitopsctl", args) },
-			"tty":   func(ts *testscript.TestScript, _ bool, args []string) { runCode(ts, "gitopsctl-tty", args) },
+			"world":   startWorld,
+			"restart": restartWorld,
+			"run":     func(ts *testscript.TestScript, _ bool, args []string) { runCode(ts, "gitopsctl", args) },
+			"tty":     func(ts *testscript.TestScript, _ bool, args []string) { runCode(ts, "gitopsctl-tty", args) },
 		},
 	})
 }
@@ -97,17 +100,28 @@ func startWorld(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	w, err := newWorld(text)
 	ts.Check(err)
+	daemon := &daemon{world: w}
+	daemon.start(ts)
+	daemons.Store(ts.Getenv("GITOPSCTL_SOCKET"), daemon)
+	ts.Defer(func() { daemon.stop(ts) })
+}
+
+// daemons are those of all scripts, by socket.
+var daemons sync.Map
+
+// daemon is a world behind a socket.
+type daemon struct {
+	*world
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+func (d *daemon) start(ts *testscript.TestScript) {
 	socket := ts.Getenv("GITOPSCTL_SOCKET")
-	srv := api.NewServer(api.Config{Socket: socket, Version: "v1.0.0", Node: "n1", Backend: w, Live: w, Planner: w})
+	srv := api.NewServer(api.Config{Socket: socket, Version: "v1.0.0", Node: "n1", Backend: d, Live: d, Planner: d})
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- srv.Run(ctx) }()
-	ts.Defer(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			ts.Logf("the daemon: %v", err)
-		}
-	})
+	d.cancel, d.ended = cancel, make(chan error, 1)
+	go func() { d.ended <- srv.Run(ctx) }()
 	client := api.NewClient(socket)
 	defer client.Close()
 	for {
@@ -115,12 +129,35 @@ func startWorld(ts *testscript.TestScript, _ bool, args []string) {
 			return
 		}
 		select {
-		case err := <-ended:
-			ended <- err
+		case err := <-d.ended:
+			d.ended <- err
 			ts.Fatalf("the daemon ended: %v", err)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+func (d *daemon) stop(ts *testscript.TestScript) {
+	d.cancel()
+	if err := <-d.ended; err != nil {
+		ts.Logf("the daemon: %v", err)
+	}
+}
+
+func restartWorld(ts *testscript.TestScript, _ bool, _ []string) {
+	found, ok := daemons.Load(ts.Getenv("GITOPSCTL_SOCKET"))
+	if !ok {
+		ts.Fatalf("no daemon runs")
+	}
+	d := found.(*daemon)
+	for watched := false; !watched; time.Sleep(5 * time.Millisecond) {
+		d.mu.Lock()
+		watched = d.watched
+		d.mu.Unlock()
+	}
+	d.stop(ts)
+	ts.Check(d.apply(d.onStart))
+	d.start(ts)
 }
 
 // TestEveryCommandHasAScriptAndHelp walks the commands, so that none is added without a script of its name and a long help with its exit

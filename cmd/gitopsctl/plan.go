@@ -121,6 +121,8 @@ var marks = map[reconcile.Action]struct {
 // subject is what a step is about: the narrowest thing that it names.
 func subject(s reconcile.Step) string {
 	switch {
+	case s.Volume != "":
+		return "volume " + s.Volume
 	case s.Task != "":
 		return s.Task
 	case s.Service != "":

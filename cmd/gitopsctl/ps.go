@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -9,15 +10,9 @@ import (
 	"github.com/gitopsd/gitopsd/reconcile/state"
 )
 
-type psOptions struct {
-	stack string
-	all   bool
-	watch bool
-}
-
 func (c *cli) psCmd() *cobra.Command {
-	var o psOptions
-	cmd := &cobra.Command{
+	all := false
+	cmd := c.watchable(&cobra.Command{
 		Use:   "ps [STACK]",
 		Short: "The tasks that run or should run",
 		Long: `The tasks that run or should run, of all stacks or of one. With --all those too that are being stopped.
@@ -25,39 +20,29 @@ func (c *cli) psCmd() *cobra.Command {
 Exit codes: 0 done, 2 error.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: c.complete(oneOf(stackNames)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				o.stack = args[0]
-			}
-			if o.watch {
-				return c.watch(cmd.Context(), func(ctx context.Context) error { return c.ps(ctx, o) })
-			}
-			return c.ps(cmd.Context(), o)
-		},
-	}
-	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "tasks that are being stopped, too")
-	cmd.Flags().BoolVarP(&o.watch, "watch", "w", false, "show it again whenever something changes")
+	}, func(ctx context.Context, args []string) error { return c.ps(ctx, strings.Join(args, ""), all) })
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "tasks that are being stopped, too")
 	return cmd
 }
 
-func (c *cli) ps(ctx context.Context, o psOptions) error {
+func (c *cli) ps(ctx context.Context, stack string, all bool) error {
 	if err := c.only("wide", "name"); err != nil {
 		return err
 	}
 	ctx, cancel := c.limit(ctx, readLimit)
 	defer cancel()
-	st, err := c.daemon().Status(ctx, o.stack)
+	st, err := c.daemon().Status(ctx, stack)
 	if err != nil {
 		return err
 	}
-	t := taskTable(c, nil, o.all)
+	t := taskTable(c, nil, all)
 	tasks := []reconcile.TaskStatus{}
 	for _, s := range st.Stacks {
-		more := taskTable(c, s.Services, o.all)
+		more := taskTable(c, s.Services, all)
 		t.rows, t.names = append(t.rows, more.rows...), append(t.names, more.names...)
 		for _, svc := range s.Services {
 			for _, k := range svc.Tasks {
-				if o.all || k.Desired != state.DesiredStop {
+				if all || k.Desired != state.DesiredStop {
 					tasks = append(tasks, k)
 				}
 			}

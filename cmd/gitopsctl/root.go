@@ -211,7 +211,7 @@ Exit codes: 0 done, 2 error, 130 or 143 ended by Ctrl-C or SIGTERM; commands tha
 		{groupLook, []*cobra.Command{c.statusCmd(), c.diffCmd(), c.historyCmd(), c.getCmd(), c.psCmd(), c.eventsCmd(), c.explainCmd()}},
 		{groupCheck, []*cobra.Command{c.planCmd(), c.validateCmd(), c.policyCmd()}},
 		{groupOperate, []*cobra.Command{c.syncCmd(), c.approveCmd(), c.suspendCmd(), c.resumeCmd(), c.rollbackCmd(), c.unpinCmd(),
-			c.restartCmd(), c.sourceCmd(), c.secretCmd()}},
+			c.restartCmd(), c.sourceCmd(), c.secretCmd(), c.volumeCmd()}},
 		{groupTask, []*cobra.Command{c.logsCmd(), c.execCmd(), c.inspectCmd()}},
 		{"", []*cobra.Command{c.versionCmd(), c.completionCmd()}},
 	} {
@@ -328,6 +328,30 @@ func (c *cli) limit(ctx context.Context, usual time.Duration) (context.Context, 
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeout(ctx, d)
+}
+
+// daemonPause is how long a command waits before it looks for a daemon again that ended.
+const daemonPause = 250 * time.Millisecond
+
+// patient does something that can be done again, from where it was, each time that the daemon ends meanwhile: that it is restarted is nothing special. It goes on until
+// ctx ends.
+func (c *cli) patient(ctx context.Context, do func() error) error {
+	told := false
+	for {
+		err := do()
+		if !errors.Is(err, api.ErrGone) && !(told && api.KindOf(err) == api.NoQuorum) { // it leads a moment after it is back
+			return err
+		}
+		if !told {
+			c.note("%v; waiting for it to come back", api.ErrGone)
+			told = true
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(daemonPause):
+		}
+	}
 }
 
 // operate does one write and tells what became of it.

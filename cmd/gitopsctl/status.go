@@ -14,14 +14,8 @@ import (
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
-type statusOptions struct {
-	stack string
-	watch bool
-}
-
 func (c *cli) statusCmd() *cobra.Command {
-	var o statusOptions
-	cmd := &cobra.Command{
+	return c.watchable(&cobra.Command{
 		Use:   "status [STACK]",
 		Short: "What is true of the stacks: synced, healthy, and what became of the last revision",
 		Long: `What is true of all stacks, or of one with its services and tasks.
@@ -34,34 +28,23 @@ Exit codes: 0 fine, 1 a stack is Degraded, Blocked, Failed or Stalled, or, of al
 2 error.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: c.complete(oneOf(stackNames)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				o.stack = args[0]
-			}
-			if o.watch {
-				return c.watch(cmd.Context(), func(ctx context.Context) error { return c.status(ctx, o) })
-			}
-			return c.status(cmd.Context(), o)
-		},
-	}
-	cmd.Flags().BoolVarP(&o.watch, "watch", "w", false, "show it again whenever something changes")
-	return cmd
+	}, func(ctx context.Context, args []string) error { return c.status(ctx, strings.Join(args, "")) })
 }
 
-func (c *cli) status(ctx context.Context, o statusOptions) error {
+func (c *cli) status(ctx context.Context, stack string) error {
 	if err := c.only("wide", "name"); err != nil {
 		return err
 	}
 	ctx, cancel := c.limit(ctx, readLimit)
 	defer cancel()
-	st, err := c.daemon().Status(ctx, o.stack)
+	st, err := c.daemon().Status(ctx, stack)
 	if err != nil {
 		return err
 	}
 	switch {
 	case c.output != "" && c.output != "wide":
 		err = c.print(stackTable(c, st.Stacks), st)
-	case o.stack != "":
+	case stack != "":
 		c.writeStack(st.Stacks[0])
 	case len(st.Stacks) == 0 && len(st.Sources) == 0:
 		c.note("there is no stack, and no source to bring one; add one with `gitopsctl source add NAME URL`")
@@ -72,7 +55,7 @@ func (c *cli) status(ctx context.Context, o statusOptions) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(st.Stacks, troubled) || o.stack == "" && slices.ContainsFunc(st.Sources, blocked) {
+	if slices.ContainsFunc(st.Stacks, troubled) || stack == "" && slices.ContainsFunc(st.Sources, blocked) {
 		return exit(exitDifferent)
 	}
 	return nil
@@ -127,25 +110,35 @@ func (c *cli) writeReasons(st api.Status) {
 		}
 		fmt.Fprintf(c.out, "%s: %s\n", c.paint(bold, cleanLine(name)), reason(r))
 	}
+	said := map[string][]state.Reason{} // by source
 	for _, s := range st.Sources {
-		if s.Trouble != nil {
-			line("source "+s.Name, *s.Trouble)
-		}
-		for _, w := range s.Waiting {
-			line("source "+s.Name, w)
-		}
-		for _, p := range s.Problems {
-			line("source "+s.Name, state.Reason{ID: p.Rule, Message: strings.TrimSuffix(p.String(), " ["+p.Rule+"]")})
+		said[s.Name] = wrong(s)
+		for _, r := range said[s.Name] {
+			line("source "+s.Name, r)
 		}
 	}
 	for _, s := range st.Stacks {
-		if s.Ready || s.Sync == reconcile.Blocked && waits(st.Sources, s.Source) {
-			continue // the source said it for all its stacks
-		}
 		for _, r := range distinct(s.Reasons) {
-			line(s.Name, r)
+			if !s.Ready && !slices.Contains(said[s.Source], r) { // the source said it for all its stacks
+				line(s.Name, r)
+			}
 		}
 	}
+}
+
+// wrong lists what is wrong with a source. Its trouble may be one of its problems.
+func wrong(s api.SourceStatus) []state.Reason {
+	var out []state.Reason
+	if s.Trouble != nil {
+		out = append(out, *s.Trouble)
+	}
+	out = append(out, s.Waiting...)
+	for _, p := range s.Problems {
+		if s.Trouble == nil || s.Trouble.Message != p.String() {
+			out = append(out, state.Reason{ID: p.Rule, Message: strings.TrimSuffix(p.String(), " ["+p.Rule+"]")})
+		}
+	}
+	return out
 }
 
 // distinct leaves out reasons that only say again what an earlier one said in more words: a stack's outcome and its service may tell of one
@@ -158,10 +151,6 @@ func distinct(rs []state.Reason) []state.Reason {
 		}
 	}
 	return out
-}
-
-func waits(sources []api.SourceStatus, name string) bool {
-	return slices.ContainsFunc(sources, func(s api.SourceStatus) bool { return s.Name == name && len(s.Waiting) > 0 })
 }
 
 // reason writes why something is so, with the id that explain takes.

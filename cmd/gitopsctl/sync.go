@@ -112,30 +112,34 @@ func (c *cli) syncAll(ctx context.Context, o syncOptions) error {
 	if err != nil {
 		return err
 	}
-	sources, stack := sourceNames(st), ""
-	if o.target != "" {
-		i := slices.Index(stackNames(st), o.target)
-		switch {
-		case i >= 0: // a stack wins over a source of its name: it is the smaller of the two
-			sources, stack = []string{st.Stacks[i].Source}, o.target
-		case slices.Contains(sources, o.target):
-			sources = []string{o.target}
-		default:
-			return api.NotFoundf("stack or source", o.target, append(stackNames(st), sources...))
-		}
-	}
-	if len(sources) == 0 {
+	if len(st.Sources) == 0 {
 		return errors.New("there is no source yet; add one with `gitopsctl source add NAME URL`")
 	}
+	sources, stack := sourceNames(st), ""
+	switch {
+	case o.target == "":
+	case slices.Contains(stackNames(st), o.target), !slices.Contains(sources, o.target): // a stack wins over a source of its name: it is the smaller of the two
+		sources, stack = []string{""}, o.target
+	default:
+		sources = []string{o.target}
+	}
 	results := []api.Result{}
-	for _, s := range sources {
-		res, err := c.daemon().Operate(ctx, api.Operation{Kind: api.OpSync, ID: api.NewRequestID(), Actor: c.actor(), Source: s})
-		if err != nil {
-			return fmt.Errorf("sync %s: %w", s, err)
+	for i, s := range sources {
+		var res api.Result
+		err := c.patient(ctx, func() (err error) {
+			res, err = c.daemon().Operate(ctx, api.Operation{Kind: api.OpSync, ID: api.NewRequestID(), Actor: c.actor(), Source: s, Stack: stack})
+			return err
+		})
+		if stack != "" && err != nil && api.KindOf(err) == api.NotFound {
+			return c.unknown(ctx, o)
 		}
+		if err != nil {
+			return fmt.Errorf("sync %s: %w", cmp.Or(s, stack), err)
+		}
+		sources[i] = res.Source
 		results = append(results, res)
 		if o.wait {
-			c.note("%s: %s", s, revision(res.Revision))
+			c.note("%s: %s", res.Source, revision(res.Revision))
 		} else if !c.structured() {
 			fmt.Fprintln(c.out, cleanLine(res.Message))
 		}
@@ -154,22 +158,27 @@ func (c *cli) await(ctx context.Context, sources []string, stack string, results
 	ends := []api.Progress{}
 	told := map[string]string{}
 	for i, s := range sources {
-		found, err := c.daemon().WatchProgress(ctx, s, stack, results[i].Index, func(p api.Progress) error {
-			if what := progressOf(p); told[p.Stack] != what {
-				told[p.Stack] = what
-				c.note("%s: %s", p.Stack, what)
-			}
-			return nil
+		var found []api.Progress
+		err := c.patient(ctx, func() (err error) {
+			found, err = c.daemon().WatchProgress(ctx, s, stack, results[i].Index, func(p api.Progress) error {
+				if what := progressOf(p); told[p.Stack] != what {
+					told[p.Stack] = what
+					c.note("%s: %s", p.Stack, what)
+				}
+				return nil
+			})
+			return err
 		})
 		if err != nil {
 			return fmt.Errorf("wait for %s: %w", s, err)
 		}
 		ends = append(ends, found...)
 		if stack == "" {
-			more, err := c.held(ctx, s)
+			st, err := c.daemon().Status(ctx, "")
 			if err != nil {
 				return err
 			}
+			more := held(st, s)
 			if len(found) > 0 { // each stack said it
 				more = slices.DeleteFunc(more, func(p api.Progress) bool { return p.Stack == "" })
 			}
@@ -199,6 +208,24 @@ func (c *cli) await(ctx context.Context, sources []string, stack string, results
 		}
 	}
 	return exit(code)
+}
+
+// unknown says that no source has a stack, after all were fetched, and what is wrong with the sources: the stack may be in what does not get through.
+func (c *cli) unknown(ctx context.Context, o syncOptions) error {
+	st, err := c.daemon().Status(ctx, "")
+	if err != nil {
+		return err
+	}
+	code := exitError
+	for _, s := range st.Sources {
+		for _, r := range wrong(s) {
+			c.note("source %s: %s", s.Name, reason(r))
+		}
+		if o.wait && len(s.Waiting) > 0 {
+			code = exitStuck
+		}
+	}
+	return exitCode{code, api.NotFoundf("stack or source", o.target, append(stackNames(st), sourceNames(st)...))}
 }
 
 // wordsKept is how many lines of a failed task are shown.
@@ -233,14 +260,10 @@ func (c *cli) lastWords(ctx context.Context, stack string) {
 
 // held tells of what a source does not get through beside its stacks: a revision that waits for a person or does not render as a whole, and stacks that belong to
 // another source.
-func (c *cli) held(ctx context.Context, source string) ([]api.Progress, error) {
-	st, err := c.daemon().Status(ctx, "")
-	if err != nil {
-		return nil, err
-	}
+func held(st api.Status, source string) []api.Progress {
 	at := slices.IndexFunc(st.Sources, func(s api.SourceStatus) bool { return s.Name == source })
 	if at < 0 {
-		return nil, nil
+		return nil
 	}
 	s := st.Sources[at]
 	var out []api.Progress
@@ -255,13 +278,16 @@ func (c *cli) held(ctx context.Context, source string) ([]api.Progress, error) {
 			out = append(out, api.Progress{Stack: p.Stack, Revision: s.Seen, End: api.EndBlocked, Reason: state.Reason{ID: p.Rule, Message: p.Message}})
 		}
 	}
-	return out, nil
+	return out
 }
 
 // progressOf tells how far a stack is.
 func progressOf(p api.Progress) string {
 	if p.End != "" {
 		return string(p.End)
+	}
+	if p.Reason.ID == reconcile.ReasonPruned {
+		return fmt.Sprintf("it is being removed, %s ready", plural(p.Ready, "task"))
 	}
 	return fmt.Sprintf("%d of %d tasks updated, %d ready", p.Updated, p.Desired, p.Ready)
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/spf13/cobra"
+
 	"github.com/gitopsd/gitopsd/cluster/api"
 )
 
@@ -89,24 +91,39 @@ func (c *cli) writeTable(w io.Writer, t *table, indent string) {
 	}
 }
 
+// watchable makes a command that shows something, and with --watch again and again.
+func (c *cli) watchable(cmd *cobra.Command, show func(ctx context.Context, args []string) error) *cobra.Command {
+	watch := false
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if watch {
+			return c.watch(cmd.Context(), func(ctx context.Context) error { return show(ctx, args) })
+		}
+		return show(cmd.Context(), args)
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again whenever something changes")
+	return cmd
+}
+
 // watch shows something again whenever the facts move. A terminal is cleared first; elsewhere an empty line comes between.
 func (c *cli) watch(ctx context.Context, show func(context.Context) error) error {
 	ctx, cancel := c.limit(ctx, 0)
 	defer cancel()
 	first := true
-	err := c.daemon().WatchChanges(ctx, func(api.Change) error {
-		switch {
-		case c.outTTY:
-			fmt.Fprint(c.out, "\x1b[H\x1b[2J")
-		case !first && !c.structured():
-			fmt.Fprintln(c.out)
-		}
-		first = false
-		var quiet exitCode
-		if err := show(ctx); err != nil && (!errors.As(err, &quiet) || quiet.err != nil) {
-			return err
-		}
-		return c.flush()
+	err := c.patient(ctx, func() error {
+		return c.daemon().WatchChanges(ctx, func(api.Change) error {
+			switch {
+			case c.outTTY:
+				fmt.Fprint(c.out, "\x1b[H\x1b[2J")
+			case !first && !c.structured():
+				fmt.Fprintln(c.out)
+			}
+			first = false
+			var quiet exitCode
+			if err := show(ctx); err != nil && (!errors.As(err, &quiet) || quiet.err != nil) {
+				return err
+			}
+			return c.flush()
+		})
 	})
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil // --timeout says how long to watch

@@ -32,6 +32,7 @@ var scriptNow = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 //	refuse KIND TEXT   the answer to every operation
 //	== sync            what follows is what a sync changes before it returns
 //	== later           what follows happens after that
+//	== restarted       what follows happened when the daemon is back
 type world struct {
 	mu      sync.Mutex
 	state   *state.State
@@ -40,6 +41,8 @@ type world struct {
 	later   []state.Item
 	onSync  []state.Item
 	done    map[string]api.Result
+	onStart []state.Item // what happened when it is back
+	watched bool         // somebody waits for a change
 
 	drift   []api.TaskDrift
 	logs    []api.LogLine
@@ -75,6 +78,9 @@ func newWorld(text string) (*world, error) {
 			continue
 		case line == "== later":
 			into = &w.later
+			continue
+		case line == "== restarted":
+			into = &w.onStart
 			continue
 		}
 		line = os.Expand(line, func(k string) string { return cmp.Or(revisions[k], "$"+k) })
@@ -181,6 +187,7 @@ func (w *world) Changed(after uint64) <-chan struct{} {
 		w.later = nil
 		go func() { _ = w.apply(later) }()
 	}
+	w.watched = true
 	return w.changed
 }
 
@@ -200,11 +207,21 @@ func (w *world) Operate(_ context.Context, op api.Operation) (api.Result, error)
 	}
 	switch op.Kind {
 	case api.OpSync:
-		src, _ := v.Sources.Get(op.Source)
-		if err := w.apply(append([]state.Item{{state.Set(op.Source, src.Value)}}, w.onSync...)); err != nil {
+		change := w.onSync
+		if src, ok := v.Sources.Get(op.Source); ok {
+			change = append([]state.Item{{state.Set(op.Source, src.Value)}}, change...)
+		}
+		if err := w.apply(change); err != nil {
 			return res, err
 		}
-		src, _ = w.View().Sources.Get(op.Source)
+		if op.Stack != "" {
+			st, ok := w.View().Stacks.Get(op.Stack)
+			if !ok {
+				return res, api.NotFoundf("stack", op.Stack, nil)
+			}
+			op.Source = st.Value.Source
+		}
+		src, _ := w.View().Sources.Get(op.Source)
 		res.Source, res.Revision = op.Source, src.Value.Seen
 		res.Message = fmt.Sprintf("%s is at %s", op.Source, src.Value.Seen)
 		w.mu.Lock()
@@ -222,6 +239,15 @@ func (w *world) Operate(_ context.Context, op api.Operation) (api.Result, error)
 		item = append(item, state.Set(op.Secret.Name, state.Secret{Name: op.Secret.Name, Ref: fmt.Sprint(len(op.Secret.Value)), Keys: map[string][]byte{"n1": {1}}}))
 	case api.OpSecretRemove:
 		item = append(item, state.Change{Table: "secrets", Key: op.Secret.Name, Force: true})
+	case api.OpVolumeForget, api.OpVolumeRemove:
+		if err := api.CheckVolume(v, op); err != nil {
+			return res, err
+		}
+		item = append(item, state.Change{Table: "volumes", Key: op.Volume, Force: true})
+		if e, _ := v.Volumes.Get(op.Volume); op.Kind == api.OpVolumeRemove && e.Value.Name == "stuck" {
+			e.Value.Stuck = &state.Reason{ID: "volume.stuck", Message: "stuck could not be removed: something is mounted at /x; it is tried again"}
+			item[0] = state.Set(op.Volume, e.Value)
+		}
 	case api.OpSourceAdd:
 		s := op.SourceSpec
 		item = append(item, state.Set(s.Name, state.Source{Name: s.Name, URL: s.URL, Branch: s.Branch, Interval: s.Interval, Auth: strings.Repeat("x", min(1, len(s.Token)))}))
@@ -255,6 +281,9 @@ func (w *world) Logs(ctx context.Context, q api.LogQuery, line func(api.LogLine)
 		}
 	}
 	if q.Follow {
+		w.mu.Lock()
+		w.watched = true
+		w.mu.Unlock()
 		<-ctx.Done()
 	}
 	return ctx.Err()

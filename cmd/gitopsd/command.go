@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -81,7 +82,7 @@ func command(version string) *cobra.Command {
 	r.StringVar(&o.name, "name", "", "name of this node (default the host's name)")
 	r.StringVar(&o.cluster, "cluster", "", "name of this cluster: picks its entry under clusters: in gitops.yaml")
 	r.StringSliceVar(&o.pool, "pool", []string{"10.210.0.0/15", "172.20.0.0/14", "192.168.128.0/17"}, "addresses that the node's block is cut from; what the host's routes and Docker use is left out")
-	r.IntVar(&o.bits, "block-bits", 19, "size of the node's block; each network takes a /24 of it")
+	r.IntVar(&o.bits, "block-bits", 19, "size of the node's block; each network takes a /26 of it, or more where its services need it")
 	r.StringVar(&o.source.URL, "source", "", "repository to follow: https://, ssh://, user@host:path, or a path; added when the log has no source of its name")
 	r.StringVar(&o.source.Name, "source-name", "", "name of the source (default from the URL)")
 	r.StringVar(&o.source.Branch, "branch", "", "branch to follow (default the repository's own)")
@@ -150,6 +151,11 @@ func (o *options) complete(string) error {
 	}
 	if !validInstance.MatchString(o.instance) {
 		return fmt.Errorf("--instance %q: want 1 to 6 lower-case letters and digits, a letter first", o.instance)
+	}
+	for _, p := range o.pool {
+		if _, err := netip.ParsePrefix(p); err != nil {
+			return fmt.Errorf("--pool %s: write addresses as 10.210.0.0/15", p)
+		}
 	}
 	suffix := ""
 	if o.instance != "gitops" {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -31,7 +30,6 @@ import (
 	"github.com/gitopsd/gitopsd/cluster/worker"
 	"github.com/gitopsd/gitopsd/policy"
 	"github.com/gitopsd/gitopsd/reconcile/state"
-	"github.com/gitopsd/gitopsd/sync/git"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
 
@@ -84,8 +82,12 @@ func run(ctx context.Context, o *options, version string) error {
 		return err
 	}
 	defer alone()
+	ctx, end := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
-	defer g.Wait() //nolint:errcheck // reported by the last Wait
+	defer func() { // what was started ends before the locks are given back, whatever ended this
+		end()
+		_ = g.Wait() // the last Wait told of it
+	}()
 	id, err := identity(filepath.Join(o.dataDir, "node-id"), "n-")
 	if err != nil {
 		return err
@@ -94,6 +96,15 @@ func run(ctx context.Context, o *options, version string) error {
 	if err != nil {
 		return err
 	}
+	src, err := newSources(filepath.Join(o.dataDir, "git"), o.cluster, log)
+	if err != nil {
+		return err
+	}
+	hook, err := o.webhook(src, log)
+	if err != nil {
+		return err
+	}
+	defer hook.Close()
 	rt, err := o.connect(ctx, g, log)
 	if err != nil {
 		return err
@@ -108,10 +119,6 @@ func run(ctx context.Context, o *options, version string) error {
 		return err
 	}
 	defer blobs.Close()
-	src, err := newSources(filepath.Join(o.dataDir, "git"), o.cluster, log)
-	if err != nil {
-		return err
-	}
 	st, err := store.Open(store.Options{Dir: filepath.Join(o.dataDir, "log"), ID: id, Logger: log})
 	if err != nil {
 		return err
@@ -142,9 +149,7 @@ func run(ctx context.Context, o *options, version string) error {
 	g.Go(func() error { return node.Run(ctx) })
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return keeper.Run(ctx) })
-	if o.hookAddr != "" {
-		g.Go(func() error { return o.webhook(ctx, src, log) })
-	}
+	g.Go(func() error { return hook.Run(ctx) })
 	return g.Wait()
 }
 
@@ -273,7 +278,7 @@ func lock(path string) (func(), error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("another gitopsd runs with %s: stop it first, or give this one another --instance", filepath.Dir(path))
+		return nil, fmt.Errorf("another gitopsd runs with %s: stop it first, or give this one another --instance and --data-dir", filepath.Dir(path))
 	}
 	return func() { f.Close() }, nil
 }
@@ -294,27 +299,6 @@ func identity(path, prefix string) (string, error) {
 		return "", fmt.Errorf("keep this node's id: %w", err)
 	}
 	return id, nil
-}
-
-// webhook listens for forges that tell of pushes.
-func (o *options) webhook(ctx context.Context, src *sources, log *slog.Logger) error {
-	secret, err := os.ReadFile(o.hookSecret)
-	if err != nil {
-		return fmt.Errorf("--webhook needs --webhook-secret-file: %w", err)
-	}
-	hook, err := git.NewWebhook(git.WebhookConfig{Secret: strings.TrimSpace(string(secret)), Trigger: src.watcher.Trigger, Logger: log})
-	if err != nil {
-		return err
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/hooks/git", hook)
-	srv := &http.Server{Addr: o.hookAddr, Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer stop()
-	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("webhook: %w", err)
-	}
-	return nil
 }
 
 // importImages loads archives into the agent's namespace of containerd.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/gitopsd/gitopsd/cluster"
 	"github.com/gitopsd/gitopsd/cluster/api"
@@ -50,7 +51,7 @@ func newSources(dir, clusterName string, log *slog.Logger) (*sources, error) {
 
 func spec(src cluster.Source) git.Spec {
 	return git.Spec{
-		Name: src.Name, URL: src.URL, Branch: src.Branch, Tag: src.Tag, Path: src.Path,
+		Name: src.Name, URL: src.URL, Branch: src.Branch, Tag: src.Tag, Path: src.Path, Interval: time.Duration(src.Interval),
 		Auth: git.Auth{
 			Username: src.Credentials.Username, Token: src.Credentials.Token, CA: src.Credentials.CA,
 			PrivateKey: src.Credentials.PrivateKey, Passphrase: src.Credentials.Passphrase, KnownHosts: src.Known,

@@ -60,6 +60,12 @@ func teardown(ctx context.Context, o *options) error {
 	if err := unix.Unmount(filepath.Join(o.runDir, "secrets"), 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		errs = append(errs, fmt.Errorf("unmount the secrets: %w", err))
 	}
+	// A volume that an agent was killed over while it mounted it: what is in it must not go with the directory.
+	if left, err := filepath.Glob(filepath.Join(o.runDir, "containers", "mount-*")); err == nil {
+		for _, dir := range left {
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
+		}
+	}
 	if err := errors.Join(append(errs, os.RemoveAll(o.runDir), os.Remove(o.instanceLock()))...); err != nil {
 		return err
 	}

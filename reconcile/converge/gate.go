@@ -64,9 +64,6 @@ func stalled(s state.Stack) state.Reason {
 func waitsForStack(v *state.View, stack, release string, report func(state.Task) state.Report) state.Reason {
 	rel, _ := v.Releases.Get(release)
 	for _, name := range rel.Value.Names() {
-		if spec, ok := v.Specs.Get(rel.Value.Services[name]); ok && spec.Value.Service.Replicas == 0 && spec.Value.Service.Mode == manifest.Replicated {
-			continue
-		}
 		if r := waitsFor(v, stack, manifest.Dependency{Service: name, Condition: manifest.Healthy, Optional: true}, report); r.ID != "" {
 			return state.Reason{ID: ReasonStackOrder, Message: fmt.Sprintf("waits for stack %s: %s does not do its work yet", stack, name)}
 		}
@@ -76,7 +73,12 @@ func waitsForStack(v *state.View, stack, release string, report func(state.Task)
 
 func waitsFor(v *state.View, stack string, dep manifest.Dependency, report func(state.Task) state.Report) state.Reason {
 	svc, ok := v.Services.Get(state.ServiceKey(stack, dep.Service))
-	if !ok && dep.Optional {
+	switch spec, _ := v.Specs.Get(svc.Value.Target); {
+	case !ok && dep.Optional:
+		return state.Reason{}
+	case !ok:
+		return state.Reason{ID: ReasonDependedOn, Message: fmt.Sprintf("%s, which it depends on, is not there", dep.Service)}
+	case spec.Version > 0 && spec.Value.Service.Replicas == 0 && spec.Value.Service.Mode == manifest.Replicated: // as in Compose: there is nothing to wait for
 		return state.Reason{}
 	}
 	var failed state.Reason

@@ -14,7 +14,8 @@ func TestGate(t *testing.T) {
 	why := state.Reason{ID: "task.exited", Message: "exited with code 1"}
 	for _, tt := range []struct {
 		name string
-		db   state.Service // the service that web depends on
+		gone bool          // the service that web depends on is not there
+		db   state.Service // that service
 		task state.Report  // of its only task
 		ops  state.Stack   // the stack that shop depends on; without a source there is none
 		want state.Reason
@@ -29,6 +30,8 @@ func TestGate(t *testing.T) {
 		{name: "stalled", db: state.Service{Step: state.StepPaused, Reason: why}, task: state.Report{Phase: state.PhaseWaiting},
 			want: state.Reason{ID: converge.ReasonDependedOn, Message: "db, which it depends on, stalled: exited with code 1"}},
 		{name: "stalled, but one task of it is healthy", db: state.Service{Step: state.StepPaused, Reason: why}, task: state.Report{Phase: state.PhaseRunning, Health: state.HealthHealthy}},
+		{name: "not there", gone: true, want: state.Reason{ID: converge.ReasonDependedOn, Message: "db, which it depends on, is not there"}},
+		{name: "without replicas", db: state.Service{Target: "none"}, task: state.Report{Phase: state.PhaseGone}},
 		{name: "stack in progress", task: state.Report{Phase: state.PhaseComplete}, ops: state.Stack{Source: "fleet", Applied: &state.Applied{}},
 			want: state.Reason{ID: converge.ReasonStackOrder, Message: "waits for stack ops to be deployed"}},
 		{name: "stack stalled", task: state.Report{Phase: state.PhaseComplete},
@@ -41,8 +44,11 @@ func TestGate(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			release := state.Release{Stack: manifest.Stack{Name: "shop"}}
 			items := state.Item{
-				state.Put("shop/db", 0, tt.db), state.Put("shop/db.1.1", 0, state.Task{ID: "shop/db.1.1", Stack: "shop", Service: "db", Desired: state.DesiredRun}),
+				state.Set("none", state.Spec{Service: manifest.Service{Mode: manifest.Replicated}}), state.Put("shop/db.1.1", 0, state.Task{ID: "shop/db.1.1", Stack: "shop", Service: "db", Desired: state.DesiredRun}),
 				state.Set("shop/db.1.1", tt.task), state.Put("shop", 0, state.Stack{Name: "shop", Source: "fleet", Applied: &state.Applied{Release: "r1"}}),
+			}
+			if !tt.gone {
+				items = append(items, state.Put("shop/db", 0, tt.db))
 			}
 			if tt.ops.Source != "" {
 				release.Stack.DependsOn = []string{"ops"}

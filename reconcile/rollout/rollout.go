@@ -7,7 +7,8 @@
 // The meaning of update_config and rollback_config is Swarm's: parallelism counts slots, delay is slept after each slot, monitor is how long a task is
 // watched after it became healthy, and max_failure_ratio is over the slots of the rollout. Three things differ, for the user's good: every wait has a
 // deadline; with stop-first the old task stops only when the new one is pulled and created; and without a failure_action a failed rollout goes
-// back to the last stable spec where there is one. What waits for a service or stack that stalled is paused at once, and goes on when that came right.
+// back to the last stable spec where there is one. What waits for a service or stack that stalled, or that policy denies, is paused at once, and goes on when that came
+// right.
 package rollout
 
 import (
@@ -45,7 +46,7 @@ type Input struct {
 	Service state.Service // as recorded
 	Slots   []Slot        // by number
 	// Hold says why no running task may be replaced now (a dependency is being updated, a sync window); empty = go on. What is missing is made all the same.
-	// With the id [converge.ReasonDependedOn] it says that waiting alone does not help.
+	// With the id [converge.ReasonDependedOn] or [ReasonPolicy] it says that waiting alone does not help.
 	Hold state.Reason
 	// CanRollBack says that there is a stable spec, other than the target, that may run again.
 	CanRollBack bool
@@ -93,6 +94,7 @@ const (
 	ReasonFailed     = "rollout.failed"
 	ReasonDeadline   = "rollout.deadline"
 	ReasonPaused     = "rollout.paused"
+	ReasonPolicy     = "policy.denied"
 )
 
 // Next says what to do now.
@@ -114,10 +116,15 @@ func Next(in Input) Output {
 	return m.out
 }
 
-// resumed is the service as it is now that what it depends on came right, where it was paused for that.
+// outside says whether a reason is one that only a change elsewhere can take away.
+func outside(why state.Reason) bool {
+	return why.ID == converge.ReasonDependedOn || why.ID == ReasonPolicy
+}
+
+// resumed is the service as it is now that what it depends on came right, or policy allows it, where it was paused for that.
 func resumed(in Input) state.Service {
 	svc := in.Service
-	if svc.Step != state.StepPaused || svc.Reason.ID != converge.ReasonDependedOn || in.Hold.ID == converge.ReasonDependedOn || gated(in.Slots).ID != "" {
+	if svc.Step != state.StepPaused || !outside(svc.Reason) || outside(in.Hold) || gated(in.Slots).ID != "" {
 		return svc
 	}
 	svc.Step = state.StepUpdating
@@ -501,9 +508,10 @@ func dead(tasks []*Task) []*Task {
 	return out
 }
 
-// stuck says why the rollout can't go on: what the service depends on stalled.
+// stuck says why the rollout can't go on: what the service depends on stalled, or policy denies the rest of it; what was begun is ended first then.
 func (m *machine) stuck() state.Reason {
-	if m.in.Hold.ID == converge.ReasonDependedOn && m.unmade > 0 {
+	begun := m.in.Hold.ID == ReasonPolicy && (m.busy > 0 || len(m.out.Moves) > 0)
+	if outside(m.in.Hold) && m.unmade > 0 && !begun {
 		return m.in.Hold
 	}
 	return gated(m.in.Slots)

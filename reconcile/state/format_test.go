@@ -70,8 +70,8 @@ func TestFormat1(t *testing.T) {
 func writeFormat1(t *testing.T) {
 	var log []Command
 	for _, full := range []Change{
-		filled[Cluster](), filled[Node](), filled[Source](), filled[Stack](), filled[Release](), filled[Spec](), filled[Service](), filled[Task](),
-		filled[Report](), filled[Volume](), filled[Network](), filled[Image](), filled[Secret](), filled[Event](),
+		filled[Cluster](), filled[Node](), filled[Source](), filled[Stack](), filled[Release](), filled[Spec](), filled[Service](), filled[Retired](),
+		filled[Task](), filled[Report](), filled[Volume](), filled[Network](), filled[Image](), filled[Secret](), filled[Event](),
 	} {
 		empty := full
 		empty.Key, empty.Object = full.Table+"/empty", []byte("{}")

@@ -12,7 +12,7 @@ import (
 
 // Object is one of the kinds of objects that tables hold.
 type Object interface {
-	Cluster | Node | Source | Stack | Release | Spec | Service | Task | Report | Volume | Network | Image | Secret | Event
+	Cluster | Node | Source | Stack | Release | Spec | Service | Retired | Task | Report | Volume | Network | Image | Secret | Event
 	table() string
 }
 
@@ -23,6 +23,7 @@ func (Stack) table() string   { return "stacks" }
 func (Release) table() string { return "releases" }
 func (Spec) table() string    { return "specs" }
 func (Service) table() string { return "services" }
+func (Retired) table() string { return "retired" }
 func (Task) table() string    { return "tasks" }
 func (Report) table() string  { return "reports" }
 func (Volume) table() string  { return "volumes" }
@@ -39,6 +40,7 @@ var tables = map[string]ops{
 	"releases": opsOf(func(v *View) *Table[Release] { return &v.Releases }),
 	"specs":    opsOf(func(v *View) *Table[Spec] { return &v.Specs }),
 	"services": opsOf(func(v *View) *Table[Service] { return &v.Services }),
+	"retired":  opsOf(func(v *View) *Table[Retired] { return &v.Retired }),
 	"tasks":    opsOf(func(v *View) *Table[Task] { return &v.Tasks }),
 	"reports":  opsOf(func(v *View) *Table[Report] { return &v.Reports }),
 	"volumes":  opsOf(func(v *View) *Table[Volume] { return &v.Volumes }),
@@ -103,13 +105,15 @@ type Source struct {
 	Policy     bool   `json:"policy,omitempty"`
 	PolicyHash string `json:"policyHash,omitempty"` // of the policy that Accepted made, as verdicts name it
 
-	Seen     manifest.Revision  `json:"seen,omitzero"`      // newest tip that was fetched and judged
-	Accepted manifest.Revision  `json:"accepted,omitzero"`  // newest one that the stacks follow
-	Approved string             `json:"approved,omitempty"` // commit that a person approved
-	Waiting  []Reason           `json:"waiting,omitempty"`  // why Seen is not Accepted
-	Trouble  *Reason            `json:"trouble,omitempty"`  // the last fetch failed
-	Removing bool               `json:"removing,omitempty"`
-	Problems []manifest.Problem `json:"problems,omitempty"` // of the revision as a whole
+	Seen     manifest.Revision `json:"seen,omitzero"`      // newest tip that was fetched and judged
+	Accepted manifest.Revision `json:"accepted,omitzero"`  // newest one that the stacks follow
+	Approved string            `json:"approved,omitempty"` // commit that a person approved
+	// PruneVolumes is what Accepted says of the volumes of what is pruned, where the stack has no word of its own.
+	PruneVolumes bool               `json:"pruneVolumes,omitempty"`
+	Waiting      []Reason           `json:"waiting,omitempty"` // why Seen is not Accepted
+	Trouble      *Reason            `json:"trouble,omitempty"` // the last fetch failed
+	Removing     bool               `json:"removing,omitempty"`
+	Problems     []manifest.Problem `json:"problems,omitempty"` // of the revision as a whole
 }
 
 // Decision is what became of what a revision asks of a stack.
@@ -158,8 +162,10 @@ type Stack struct {
 	Suspended *Reason   `json:"suspended,omitempty"` // a person said so
 	Pinned    *Reason   `json:"pinned,omitempty"`    // a person rolled back; Git is followed again after unpin
 	Removing  bool      `json:"removing,omitempty"`  // Git no longer names it
-	Back      *Reason   `json:"back,omitempty"`      // one service failed and the stack asks to go back as a whole
-	Banned    *Reason   `json:"banned,omitempty"`    // policy denies Stable today: nothing may be rolled back to it
+	// WithVolumes says of one that is being removed that its volumes go with it.
+	WithVolumes bool    `json:"withVolumes,omitempty"`
+	Back        *Reason `json:"back,omitempty"`   // one service failed and the stack asks to go back as a whole
+	Banned      *Reason `json:"banned,omitempty"` // policy denies Stable today: nothing may be rolled back to it
 }
 
 // KeepHistory is the number of earlier outcomes that a stack remembers.
@@ -227,10 +233,21 @@ type Service struct {
 	BadRevision    manifest.Revision `json:"badRevision,omitzero"`
 	Reason         Reason            `json:"reason,omitzero"`
 	Restart        uint64            `json:"restart,omitempty"` // counts `gitopsctl restart`: tasks of a lower generation are replaced
-	Removing       bool              `json:"removing,omitempty"`
-	Gen            int               `json:"gen,omitempty"`   // generation of the newest task: never used twice
-	Ports          map[string]uint16 `json:"ports,omitempty"` // host ports chosen for ports that name none, by "protocol/target"
+	// After has the services whose rollouts restart this one (depends_on with restart), each with the generation of the newest task that this one was restarted for.
+	After    map[string]int    `json:"after,omitempty"`
+	Removing bool              `json:"removing,omitempty"`
+	Gen      int               `json:"gen,omitempty"`   // generation of the newest task; that of the first is above Retired.Gen
+	Ports    map[string]uint16 `json:"ports,omitempty"` // host ports chosen for ports that name none, by "protocol/target"
 }
+
+// Retired is what has to be known of all services that are gone, so that no task gets the id of one of theirs when one of that name comes back. Its key is RetiredKey;
+// it is not there before the first service went.
+type Retired struct {
+	Gen int `json:"gen"` // the highest generation of their tasks
+}
+
+// RetiredKey is the key of the one Retired object.
+const RetiredKey = "services"
 
 // ServiceKey is the key of a service.
 func ServiceKey(stack, service string) string { return stack + "/" + service }
@@ -345,6 +362,11 @@ type Volume struct {
 	Node    string             `json:"node"`
 	Path    string             `json:"path,omitempty"`   // on the node
 	Orphan  bool               `json:"orphan,omitempty"` // no release names it any more
+	// Own says that its directory is made for the stack, by its node: only such data are ever removed.
+	Own bool `json:"own,omitempty"`
+	// Removing says why its node removes it with its data; the record goes when that is done. Stuck is why that could not be done yet.
+	Removing *Reason `json:"removing,omitempty"`
+	Stuck    *Reason `json:"stuck,omitempty"`
 }
 
 // VolumeKey is the key of a volume: data on a node.
@@ -356,10 +378,9 @@ func VolumeKey(node string, kind manifest.MountKind, name string) string {
 type Network struct {
 	Stack    string            `json:"stack,omitempty"` // that declares it; empty = external: made for whoever names it
 	Internal bool              `json:"internal,omitempty"`
-	Number   int               `json:"number"`            // its place in each node's block
-	Subnets  map[string]string `json:"subnets,omitempty"` // node -> CIDR
-	Fixed    bool              `json:"fixed,omitempty"`   // the subnet is the file's (ipam)
-	Gateway  string            `json:"gateway,omitempty"` // of a fixed subnet
+	Subnets  map[string]string `json:"subnets,omitempty"` // node -> CIDR, since a task was placed there; kept as long as one is
+	Subnet   string            `json:"subnet,omitempty"`  // the file's (ipam), for every node; empty = a part of each node's block
+	Gateway  string            `json:"gateway,omitempty"` // of the file's subnet
 }
 
 // Image is the digest that a spec's image reference was resolved to, once, by "spec/container".

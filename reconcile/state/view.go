@@ -29,6 +29,7 @@ type View struct {
 	Releases Table[Release]
 	Specs    Table[Spec]
 	Services Table[Service]
+	Retired  Table[Retired]
 	Tasks    Table[Task]
 	Reports  Table[Report]
 	Volumes  Table[Volume]

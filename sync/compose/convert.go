@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -117,6 +118,10 @@ func (c *converter) settings() {
 		prune = e.Prune
 	}
 	s.PruneOff = prune != nil && !*prune
+	s.PruneVolumes = x.Volumes
+	if e.Volumes != nil {
+		s.PruneVolumes = e.Volumes
+	}
 	drift := x.Drift
 	if e.Drift != "" {
 		drift = e.Drift
@@ -310,7 +315,7 @@ func capabilities(in []string) []string {
 	return sorted(out)
 }
 
-// security normalises security_opt to key=value, and takes no-new-privileges out.
+// security normalises security_opt to key=value, and takes no-new-privileges out. Where a key is there twice, the last one counts.
 func (c *converter) security(in types.ServiceConfig) (opts []string, noNewPrivs bool) {
 	for _, o := range in.SecurityOpt {
 		key, value, ok := strings.Cut(o, "=")
@@ -326,11 +331,15 @@ func (c *converter) security(in types.ServiceConfig) (opts []string, noNewPrivs 
 			}
 			continue
 		case "seccomp":
+			opts = slices.DeleteFunc(opts, func(o string) bool { return strings.HasPrefix(o, "seccomp=") })
 			if value == "builtin" {
 				continue // Docker's word for the default
 			}
 			if value != "unconfined" {
-				c.refuse(in.Name, "security_opt", "%q: a seccomp profile of your own is not read here; leave it out for the default one", o)
+				if profile := c.seccomp(in.Name, value); profile != "" {
+					opts = append(opts, profile)
+				}
+				continue
 			}
 		case "label":
 			if value != "disable" {
@@ -348,6 +357,34 @@ func (c *converter) security(in types.ServiceConfig) (opts []string, noNewPrivs 
 		opts = append(opts, key+"="+value)
 	}
 	return sorted(opts), noNewPrivs
+}
+
+// seccomp reads a profile of the repository and returns its resolved option; empty after an error told.
+func (c *converter) seccomp(service, file string) string {
+	pos, _ := c.locate("services", service, "security_opt")
+	if path.IsAbs(file) || file == "" {
+		c.refuse(service, "security_opt", "seccomp=%s: want a profile of the repository, such as seccomp=profile.json, or unconfined", file)
+		return ""
+	}
+	name := path.Join(c.plan.dir, file)
+	data, err := c.tree.read(name)
+	if err != nil {
+		c.unreadable(name, err, pos)
+		return ""
+	}
+	profile, err := manifest.ParseSeccomp(data)
+	if err != nil {
+		at := manifest.Pos{File: name}
+		var bad *manifest.SeccompError
+		if errors.As(err, &bad) {
+			at.Line = bad.Line
+		}
+		c.add(manifest.Error, "seccomp", at, service, "the seccomp profile: %v", err)
+		return ""
+	}
+	d := digest(data)
+	c.blobs[d] = manifest.BlobRef{Path: name, Size: int64(len(data))}
+	return profile.Option(d)
 }
 
 func (c *converter) devices(in types.ServiceConfig) []manifest.Device {

@@ -407,10 +407,6 @@ func (c *converter) dependencies(in types.ServiceConfig, s *manifest.Service) {
 			}
 			continue
 		}
-		if d.Restart && c.written("services", in.Name, "depends_on", name, "restart") { // compose-go adds it to what links imply
-			c.notice(in.Name, "depends_on."+name+".restart", "depends_on.%s.restart has no effect here: the service goes on when %s is replaced; "+
-				"its program has to connect again, or gitopsctl restart makes it", name, name)
-		}
 		dep := manifest.Dependency{Service: name, Condition: manifest.Condition(d.Condition), Restart: d.Restart, Optional: !d.Required}
 		switch dep.Condition {
 		case "":

@@ -17,6 +17,7 @@ type stackExtension struct {
 	DependsOn []string `yaml:"dependsOn"`
 	Suspend   bool     `yaml:"suspend"`
 	Prune     *bool    `yaml:"prune"`
+	Volumes   *bool    `yaml:"pruneVolumes"`
 	Drift     string   `yaml:"drift" enum:"heal report"`
 	Ignore    []string `yaml:"ignoreDrift"`
 	DataRoot  string   `yaml:"dataRoot"`

@@ -205,6 +205,7 @@ func (l *loading) assemble(all []*rendering) *manifest.Bundle {
 		}
 	}
 	problems = append(problems, sharedPorts(ports)...)
+	problems = append(problems, sharedVolumes(b)...)
 	problems = append(problems, unknownStacks(b)...)
 	manifest.SortProblems(problems)
 	b.Problems = slices.Compact(problems)

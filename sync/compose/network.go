@@ -229,10 +229,7 @@ func (c *converter) ports(in types.ServiceConfig) []manifest.Port {
 		}
 		out = append(out, m)
 	}
-	slices.SortStableFunc(out, func(a, b manifest.Port) int {
-		return cmp.Or(cmp.Compare(a.Published,
-			b.Published), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Proto(), b.Proto()), cmp.Compare(a.HostIP, b.HostIP))
-	})
+	slices.SortStableFunc(out, manifest.ComparePorts)
 	return slices.Compact(out)
 }
 

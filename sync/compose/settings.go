@@ -46,6 +46,7 @@ type stackEntry struct {
 	DependsOn []string                `yaml:"dependsOn" doc:"Stacks that must be Ready first."`
 	Suspend   bool                    `yaml:"suspend" doc:"true: the stack does not follow Git. What runs is still healed."`
 	Prune     *bool                   `yaml:"prune" doc:"false: services that are no longer here go on running."`
+	Volumes   *bool                   `yaml:"pruneVolumes" doc:"Whether volumes are removed, with their data, with the stack or its services. Default: as prune.volumes says."`
 	Drift     string                  `yaml:"drift" enum:"heal report" doc:"What happens to drift. Default heal."`
 	Ignore    []string                `yaml:"ignoreDrift" doc:"Fields whose drift is left alone: web.resources.memory."`
 	Policy    string                  `yaml:"policy" enum:"enforce warn off" doc:"How policy findings are taken."`
@@ -69,8 +70,8 @@ type clusterEntry struct {
 
 type pruneEntry struct {
 	Enabled *bool `yaml:"enabled" doc:"false: nothing is removed. Default true."`
-	Budget  int   `yaml:"budget" min:"1" max:"100" doc:"Percent of the stacks or services that one revision may remove unasked. Default 50."`
-	Volumes bool  `yaml:"volumes" doc:"No effect: the volumes of a removed stack are always kept."`
+	Budget  int   `yaml:"budget" min:"1" max:"100" doc:"Percent of the stacks, services or volumes that one revision may remove unasked. Default 50."`
+	Volumes bool  `yaml:"volumes" doc:"true: what is removed goes with its volumes and their data. Default false: they are kept."`
 }
 
 type defaultsEntry struct {
@@ -127,12 +128,6 @@ func (l *loading) readSettings() error {
 	}
 	if len(faults) == 0 {
 		l.settings = s
-	}
-	if s.Prune.Volumes {
-		_, prune := entry(root, "prune")
-		key, _ := entry(target(prune), "volumes")
-		l.problems = append(l.problems, manifest.Problem{Severity: manifest.Notice, Rule: "key-no-effect", File: file, Line: key.Line,
-			Message: "prune.volumes has no effect here: the volumes of a removed stack are kept; `gitopsctl get volumes` lists them, and they are removed by hand"})
 	}
 	return nil
 }
@@ -361,8 +356,9 @@ func (s *settings) excluded(dir string) bool {
 // bundle is the part that concerns the source as a whole.
 func (s *settings) bundle() manifest.Settings {
 	return manifest.Settings{
-		PruneOff:    s.Prune.Enabled != nil && !*s.Prune.Enabled,
-		PruneBudget: s.Prune.Budget,
+		PruneOff:     s.Prune.Enabled != nil && !*s.Prune.Enabled,
+		PruneBudget:  s.Prune.Budget,
+		PruneVolumes: s.Prune.Volumes,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Spec says where a source's commits come from and how they are verified.
@@ -33,6 +34,8 @@ type Spec struct {
 	Auth Auth
 	// Verify says which signature a commit needs.
 	Verify Verify
+	// Interval is the time between two looks, give or take a tenth; 0 = the Watcher's. Of sources that read one repository the shortest counts.
+	Interval time.Duration
 }
 
 // Auth holds a source's credentials. It never prints them: every form of formatting shows which are set.

@@ -1,6 +1,7 @@
 package git
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -236,12 +237,24 @@ func (g *group) run(ctx context.Context) {
 	}
 }
 
+// interval is the shortest that a source of the group asks for.
+func (g *group) interval() time.Duration {
+	var d time.Duration
+	for _, s := range g.current() {
+		if own := cmp.Or(s.Interval, g.conf.Interval); d == 0 || own < d {
+			d = own
+		}
+	}
+	return cmp.Or(d, g.conf.Interval)
+}
+
 // wait is the interval, doubled for each failure in a row up to MaxWait, with a tenth of jitter either way.
 func (g *group) wait() time.Duration {
-	d := g.conf.Interval
+	interval := g.interval()
+	d := interval
 	for range min(g.failures, 30) {
 		if d *= 2; d >= g.conf.MaxWait {
-			d = max(g.conf.MaxWait, g.conf.Interval)
+			d = max(g.conf.MaxWait, interval)
 			break
 		}
 	}

@@ -202,6 +202,20 @@ func TestBackoffGrowsToItsBound(t *testing.T) {
 	}
 }
 
+// Each source has its interval; of those that read one repository the shortest counts, and of those without one the watcher's.
+func TestIntervalOfASource(t *testing.T) {
+	t.Parallel()
+	g := &group{conf: WatchConfig{Interval: 30 * time.Second, MaxWait: 5 * time.Minute}, changed: make(chan struct{}, 1)}
+	for _, c := range []struct{ own, other, want time.Duration }{
+		{0, 0, 30 * time.Second}, {time.Hour, time.Minute, time.Minute}, {time.Hour, 0, 30 * time.Second}, {time.Second, 0, time.Second},
+	} {
+		g.setSpecs([]Spec{{Interval: c.own}, {Interval: c.other}})
+		if d := g.wait(); d < c.want*9/10 || d > c.want*11/10 {
+			t.Errorf("intervals %v and %v: a wait of %v, want about %v", c.own, c.other, d, c.want)
+		}
+	}
+}
+
 // Who showed that a source can't be read is told when it can be read again, news or not.
 func TestTipIsToldAgainAfterAFailure(t *testing.T) {
 	t.Parallel()

@@ -65,7 +65,9 @@ func (r Revision) String() string {
 // Settings are what gitops.yaml says for the whole source.
 type Settings struct {
 	PruneOff    bool `json:"pruneOff,omitzero"`    // nothing is removed when Git no longer names it
-	PruneBudget int  `json:"pruneBudget,omitzero"` // percent of a source's stacks or services one revision may remove unasked; 0 = the default of 50
+	PruneBudget int  `json:"pruneBudget,omitzero"` // percent of a source's stacks, services or volumes one revision may remove unasked; 0 = the default of 50
+	// PruneVolumes says that what is pruned goes with its volumes, where the stack has no word of its own.
+	PruneVolumes bool `json:"pruneVolumes,omitzero"`
 }
 
 // Stack is one Compose project.
@@ -79,6 +81,7 @@ type Stack struct {
 	DependsOn     []string `json:"dependsOn,omitempty"` // stacks that must be Ready first, sorted
 	Suspended     bool     `json:"suspended,omitzero"`  // Git says: do not follow Git
 	PruneOff      bool     `json:"pruneOff,omitzero"`
+	PruneVolumes  *bool    `json:"pruneVolumes,omitempty"` // whether volumes go with what is pruned; nil = as its source says
 	Drift         Drift    `json:"drift,omitempty"`        // what to do about drift; empty = heal
 	IgnoreDrift   []string `json:"ignoreDrift,omitempty"`  // field paths whose drift is neither healed nor reported, as `web.resources.memory`
 	Policy        string   `json:"policy,omitempty"`       // enforce, warn or off; empty = enforce
@@ -166,7 +169,7 @@ type Service struct {
 	Networks []Attachment `json:"networks,omitempty"` // in order of priority, then name: the first gives the default route
 	// NetworkMode is "" (own namespace, Networks), "host", or "none".
 	NetworkMode string `json:"networkMode,omitempty"`
-	Ports       []Port `json:"ports,omitempty"`
+	Ports       Ports  `json:"ports,omitempty"`
 
 	Hostname   string            `json:"hostname,omitempty"`
 	Domainname string            `json:"domainname,omitempty"`
@@ -279,6 +282,9 @@ func (v Volume) Local() bool {
 	}
 	return true
 }
+
+// Own says whether the volume is a directory that is made for the stack: no other stack's or person's, and nothing that driver options name.
+func (v Volume) Own() bool { return !v.External && v.Options["type"] == "" }
 
 // Secret is a secret that services of the stack mount. Its value is never here.
 type Secret struct {
@@ -399,7 +405,7 @@ const (
 type Dependency struct {
 	Service   string    `json:"service"`
 	Condition Condition `json:"condition"`
-	Restart   bool      `json:"restart,omitzero"`  // as written; nothing follows from it, which a Problem tells
+	Restart   bool      `json:"restart,omitzero"`  // once a rollout of that service replaced its tasks, those of this one are replaced too
 	Optional  bool      `json:"optional,omitzero"` // required: false
 }
 
