@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/gitopsd/gitopsd/reconcile/state"
 	"github.com/gitopsd/gitopsd/sync/manifest"
@@ -16,8 +17,11 @@ import (
 // A network gets a subnet of a node when its first task is placed there: the first free part of the block that has room for its services, unless the file names one
 // (ipam). It stays as it is while a task is on it, as a bridge has one subnet. What no task is on is given up by Collect, or when a larger one is needed.
 
-// subnetBits is the least part of a node's block that a network gets: 61 tasks.
-const subnetBits = 26
+// The least part of a node's block that a network gets: 61 tasks, and 253 where it has a name of its own, which it has to be shared with stacks that come later.
+const (
+	subnetBits = 26
+	sharedBits = 24
+)
 
 // place is a network on a node.
 type place struct{ node, network string }
@@ -148,7 +152,7 @@ func (d *decision) subnet(where place, n *state.Network, chosen []part) (p netip
 	} else {
 		e, _ := d.v.Nodes.Get(where.node)
 		block, _ := netip.ParsePrefix(e.Value.Block)
-		for bits := d.wanted(where.network); bits <= subnetBits && !p.IsValid(); bits++ {
+		for bits := d.wanted(where.network, n.Stack); bits <= subnetBits && !p.IsValid(); bits++ {
 			p = firstFit(block, others, bits)
 		}
 		switch {
@@ -204,9 +208,12 @@ func (d *decision) wants() *wants {
 	return d.asked
 }
 
-// wanted is the size of a subnet that has room for all tasks of a network, and for as many that replace them.
-func (d *decision) wanted(network string) int {
+// wanted is the size of a subnet that has room for all tasks of a network, and for as many that replace them. stack is the one whose own it is.
+func (d *decision) wanted(network, stack string) int {
 	bits := subnetBits
+	if !strings.HasPrefix(network, stack+"_") {
+		bits = sharedBits
+	}
 	for bits > 1 && 1<<(32-bits)-3 < 2*d.wants().tasks[network] {
 		bits--
 	}
