@@ -27,6 +27,20 @@ type intake struct {
 	applied map[string][]policy.Applied // by stack: restrictions that nobody wrote
 	hashes  map[string]string           // by stack: what was reviewed
 	engine  *policy.Engine              // of a policy source: what it puts in force; nil when it can't be used
+
+	said  map[string]map[string]described // by stack, by image reference: what registries said
+	asked time.Time                       // when they were asked
+	open  bool                            // policy wants to know more than was said
+}
+
+// unsure says whether what registries say at the next look could change a verdict.
+func (in *intake) unsure() bool {
+	for stack, said := range in.said {
+		if len(said) > 0 && in.reviews[stack].Deny {
+			return true
+		}
+	}
+	return in.open
 }
 
 // tip takes in what a source points to now. It runs beside the loop: only the acceptance itself is the loop's.
@@ -80,7 +94,11 @@ func (l *leader) ready(ctx context.Context, s state.Source, rev manifest.Revisio
 		return nil, err
 	}
 	if have != nil && have.loaded.Bundle.Revision == rev && (s.Policy || have.policy == l.policyHash()) {
-		return have, nil
+		if !have.unsure() {
+			return have, nil
+		}
+		anew := *have
+		return &anew, l.reviewWith(ctx, &anew, have)
 	}
 	src, err := l.source(s)
 	if err != nil {
@@ -154,7 +172,7 @@ func (l *leader) accept(ctx context.Context, source string, relation reconcile.R
 		return err
 	}
 	asked := reconcile.Intake{Source: source, Bundle: bundle, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: l.now().Log}
-	if asked.Reviews, err = l.judgePlan(ctx, l.View(), asked); err != nil {
+	if asked.Reviews, err = l.judgePlan(ctx, l.View(), asked, in.said); err != nil {
 		return err
 	}
 	for {
@@ -163,6 +181,7 @@ func (l *leader) accept(ctx context.Context, source string, relation reconcile.R
 		if plan.Empty() {
 			return l.enforce(ctx, source, in)
 		}
+		plan.Items = append(judgedImages(view, asked, in.said), plan.Items...)
 		if err := l.proposePlan(ctx, &plan, view); err != nil {
 			return err
 		}

@@ -129,33 +129,60 @@ func (l *leader) judgeBy(ctx context.Context, engine *policy.Engine) error {
 	if was == nil {
 		l.cfg.Sources.Trigger("") // what waited for it
 	}
-	return l.renew(ctx)
+	return l.judgeAll(ctx)
 }
 
-// renewal is when all verdicts are to be made again although policy did not change; zero = never.
+// renewal is when verdicts are to be made again although policy did not change, or registries to be asked again; zero = never.
 func (l *leader) renewal() time.Time {
-	if e := l.engine.Load(); e != nil && !l.judged.IsZero() {
-		return e.Renew(l.judged)
+	e := l.engine.Load()
+	if e == nil || l.judged.IsZero() {
+		return time.Time{}
 	}
-	return time.Time{}
+	at := e.Renew(l.judged)
+	for _, in := range l.intakes {
+		if again := in.asked.Add(askEvery); in.open && (at.IsZero() || again.Before(at)) {
+			at = again
+		}
+	}
+	return at
 }
 
-// renew makes all verdicts again: a term began, policy changed, an exemption ended, or time passed that rules look at.
+// renew does what the time of renewal has come for: an exemption ended, time passed that rules look at, or registries are to be asked again. Those are asked
+// beside the loop, when their source is looked at.
 func (l *leader) renew(ctx context.Context) error {
+	now := l.cfg.Now()
+	for source, in := range l.intakes {
+		if in.open && !now.Before(in.asked.Add(askEvery)) {
+			next := *in
+			next.asked = now
+			l.intakes[source] = &next
+			l.cfg.Sources.Trigger(source)
+		}
+	}
+	if at := l.engine.Load().Renew(l.judged); at.IsZero() || now.Before(at) {
+		return nil
+	}
+	return l.judgeAll(ctx)
+}
+
+// judgeAll makes all verdicts again, by what is known of images.
+func (l *leader) judgeAll(ctx context.Context) error {
 	l.judged = l.cfg.Now()
 	if err := l.judgeKept(ctx); err != nil {
 		return err
 	}
 	for _, source := range slices.Sorted(maps.Keys(l.intakes)) {
-		in := l.intakes[source]
 		if e, ok := l.View().Sources.Get(source); !ok || e.Value.Policy {
 			continue
 		}
-		anew, err := l.review(ctx, in.loaded, nil)
-		if err != nil {
+		anew := *l.intakes[source]
+		if err := l.verdicts(ctx, &anew, nil); err != nil {
 			return err
 		}
-		l.intakes[source] = anew
+		if anew.policy != l.intakes[source].policy { // it may want to know more, and at once
+			anew.asked = time.Time{}
+		}
+		l.intakes[source] = &anew
 		if err := l.again(ctx, source); err != nil {
 			return err
 		}
@@ -179,7 +206,7 @@ func (l *leader) judgeKept(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		r, err := l.judge(ctx, engine, policy.Input{Gate: policy.RevisionGate, Stack: spec})
+		r, err := l.judge(ctx, engine, policy.Input{Gate: policy.RevisionGate, Stack: spec}, nil)
 		if err != nil {
 			return err
 		}
@@ -201,14 +228,10 @@ func (l *leader) judgeKept(ctx context.Context) error {
 	return nil
 }
 
-// review hardens each stack of a revision, writes the defaults into it, and asks policy about it. A stack that the revision before had as well, and that policy
-// had nothing to say of, is not asked about again: a commit costs what it changes.
+// review hardens each stack of a revision, writes the defaults into it, asks registries about images where policy wants to know, and asks policy about it. A stack that
+// the revision before had as well, and that policy had nothing to say of, is not asked about again: a commit costs what it changes.
 func (n *Node) review(ctx context.Context, loaded *Loaded, before *intake) (*intake, error) {
-	engine, err := n.inForce()
-	if err != nil {
-		return nil, err
-	}
-	in := &intake{loaded: loaded, reviews: map[string]reconcile.Review{}, policy: engine.Hash(), applied: map[string][]policy.Applied{}, hashes: map[string]string{}}
+	in := &intake{loaded: loaded, applied: map[string][]policy.Applied{}, hashes: map[string]string{}}
 	for i := range loaded.Bundle.Stacks {
 		st := &loaded.Bundle.Stacks[i]
 		*st, in.applied[st.Name] = policy.Harden(*st, n.cfg.Harden)
@@ -216,24 +239,50 @@ func (n *Node) review(ctx context.Context, loaded *Loaded, before *intake) (*int
 		for k := range st.Services {
 			manifest.Resolve(&st.Services[k])
 		}
-		hash := manifest.Hash(st)
-		in.hashes[st.Name] = hash
-		if before != nil && before.policy == in.policy && before.hashes[st.Name] == hash {
+		in.hashes[st.Name] = manifest.Hash(st)
+	}
+	return in, n.reviewWith(ctx, in, before)
+}
+
+// reviewWith asks registries and policy about a revision that is hardened.
+func (n *Node) reviewWith(ctx context.Context, in, before *intake) error {
+	engine, err := n.inForce()
+	if err != nil {
+		return err
+	}
+	n.describe(ctx, engine, in, before)
+	return n.verdicts(ctx, in, before)
+}
+
+// verdicts asks policy about each stack of a revision.
+func (n *Node) verdicts(ctx context.Context, in, before *intake) error {
+	engine, err := n.inForce()
+	if err != nil {
+		return err
+	}
+	in.reviews, in.policy, in.open = map[string]reconcile.Review{}, engine.Hash(), false
+	for i := range in.loaded.Bundle.Stacks {
+		st := &in.loaded.Bundle.Stacks[i]
+		if before != nil && before.policy == in.policy && before.hashes[st.Name] == in.hashes[st.Name] && maps.Equal(before.said[st.Name], in.said[st.Name]) {
 			if r, known := before.reviews[st.Name]; known && !r.Deny && len(r.Findings) == 0 && r.Until.IsZero() {
 				in.reviews[st.Name] = r
 				continue
 			}
 		}
-		if in.reviews[st.Name], err = n.judge(ctx, engine, policy.Input{Gate: policy.RevisionGate, Stack: *st}); err != nil {
-			return nil, err
+		said := in.said[st.Name]
+		if in.reviews[st.Name], err = n.judge(ctx, engine, policy.Input{Gate: policy.RevisionGate, Stack: *st}, said); err != nil {
+			return err
 		}
+		_, _, open := n.imageUsers(ctx, engine, st, said)
+		in.open = in.open || len(open) > 0
 	}
-	return in, nil
+	return nil
 }
 
-// judge asks policy once. That a rule fails is a denial; the error is the context's.
-func (n *Node) judge(ctx context.Context, engine *policy.Engine, in policy.Input) (reconcile.Review, error) {
-	in.Now, in.ImageUsers = n.cfg.Now(), n.imageUsers(ctx, engine, &in.Stack)
+// judge asks policy once, by what registries said of the stack's images. That a rule fails is a denial; the error is the context's.
+func (n *Node) judge(ctx context.Context, engine *policy.Engine, in policy.Input, said map[string]described) (reconcile.Review, error) {
+	in.Now = n.cfg.Now()
+	in.ImageUsers, in.ImageTroubles, _ = n.imageUsers(ctx, engine, &in.Stack, said)
 	verdict, err := engine.Review(ctx, in)
 	if ctx.Err() != nil {
 		return reconcile.Review{}, ctx.Err()
@@ -248,26 +297,9 @@ func (n *Node) judge(ctx context.Context, engine *policy.Engine, in policy.Input
 	return r, nil
 }
 
-// imageUsers are the users that images name, of those images that are on this node.
-func (n *Node) imageUsers(ctx context.Context, engine *policy.Engine, st *manifest.Stack) map[string]string {
-	if !engine.ReadsImages(st) {
-		return nil
-	}
-	users := map[string]string{}
-	for i := range st.Services {
-		for k := range st.Services[i].Containers {
-			c := &st.Services[i].Containers[k]
-			if img, err := n.images.Local(ctx, c.Image, c.Platform); err == nil && c.User == "" {
-				users[c.Image] = img.Config.User
-			}
-		}
-	}
-	return users
-}
-
 // judgePlan asks policy at the plan gate about all that the revision would begin to change or remove in each stack, and returns the reviews with what it denied.
 // It asks nothing where no rule looks at plans.
-func (n *Node) judgePlan(ctx context.Context, v *state.View, in reconcile.Intake) (map[string]reconcile.Review, error) {
+func (n *Node) judgePlan(ctx context.Context, v *state.View, in reconcile.Intake, said map[string]map[string]described) (map[string]reconcile.Review, error) {
 	engine := n.engine.Load()
 	if _, ok := v.Sources.Get(in.Source); !ok || engine == nil || !engine.JudgesPlans() {
 		return in.Reviews, nil
@@ -300,7 +332,7 @@ func (n *Node) judgePlan(ctx context.Context, v *state.View, in reconcile.Intake
 		if at := slices.IndexFunc(in.Bundle.Stacks, func(s manifest.Stack) bool { return s.Name == name }); at >= 0 {
 			spec = in.Bundle.Stacks[at]
 		}
-		r, err := n.judge(ctx, engine, policy.Input{Gate: policy.PlanGate, Stack: spec, Items: items})
+		r, err := n.judge(ctx, engine, policy.Input{Gate: policy.PlanGate, Stack: spec, Items: items}, said[name])
 		if err != nil {
 			return nil, err
 		}
@@ -361,7 +393,7 @@ func (n *Node) mayDo(ctx context.Context, spec manifest.Stack, items []policy.It
 	if !engine.JudgesPlans() || len(items) == 0 {
 		return nil
 	}
-	r, err := n.judge(ctx, engine, policy.Input{Gate: policy.PlanGate, Stack: spec, Items: items})
+	r, err := n.judge(ctx, engine, policy.Input{Gate: policy.PlanGate, Stack: spec, Items: items}, nil)
 	if err != nil || !r.Deny {
 		return err
 	}
@@ -410,7 +442,7 @@ func (n *Node) denied(ctx context.Context, spec manifest.Stack, what string) (*s
 	if err != nil {
 		return &state.Reason{ID: ReasonNoPolicy, Message: err.Error()}, nil
 	}
-	r, err := n.judge(ctx, engine, policy.Input{Gate: policy.RevisionGate, Stack: spec})
+	r, err := n.judge(ctx, engine, policy.Input{Gate: policy.RevisionGate, Stack: spec}, nil)
 	if err != nil || !r.Deny {
 		return nil, err
 	}

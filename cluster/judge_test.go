@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -113,10 +114,49 @@ func (h *hub) Test(context.Context, Source) (api.SourceReport, error) {
 	return api.SourceReport{}, nil
 }
 
-// shelf is a node's images.
+// shelf is a node's images, by their users, and the registries that have others.
 type shelf struct {
 	worker.Images
 	users map[string]string
+	far   *registries
+}
+
+// registries have images, as "digest user". What they lack, they are said not to answer for.
+type registries struct {
+	mu     sync.Mutex
+	images map[string]string
+	asked  []string
+}
+
+// set puts an image into its registry, or takes its registry away.
+func (r *registries) set(ref, image string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.images[ref] = image
+}
+
+// questions are the images that were asked for since the last call, sorted.
+func (r *registries) questions() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	slices.Sort(r.asked)
+	out := strings.Join(r.asked, " ")
+	r.asked = nil
+	return out
+}
+
+func (s shelf) Describe(_ context.Context, ref, _ string) (worker.Image, error) {
+	if s.far == nil {
+		return worker.Image{}, errors.New("registry " + ref + " does not answer")
+	}
+	s.far.mu.Lock()
+	defer s.far.mu.Unlock()
+	s.far.asked = append(s.far.asked, ref)
+	digest, user, _ := strings.Cut(s.far.images[ref], " ")
+	if digest == "" {
+		return worker.Image{}, errors.New("registry of " + ref + " does not answer")
+	}
+	return worker.Image{Digest: digest, Config: worker.ImageConfig{User: user}}, nil
 }
 
 func (s shelf) Local(_ context.Context, ref, _ string) (worker.Image, error) {
@@ -143,6 +183,7 @@ type setup struct {
 	policy  policy.Options
 	sources []state.Source
 	images  map[string]string
+	far     *registries
 }
 
 func newRig(t *testing.T) *rig {
@@ -178,7 +219,7 @@ func (r *rig) start(s setup) {
 		src.Yes, src.URL = true, "/srv/"+src.Name
 		cfg.Initial = append(cfg.Initial, Source{Source: src})
 	}
-	r.Node = New(cfg, worker.Config{Node: "n1", Images: shelf{users: s.images}})
+	r.Node = New(cfg, worker.Config{Node: "n1", Images: shelf{users: s.images, far: s.far}})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -632,7 +673,106 @@ func TestImageUsers(t *testing.T) {
 		}
 	}
 	text := strings.Join(got, "\n")
-	if !strings.Contains(text, "neither the file nor the image names a user") || !strings.Contains(text, "c: c may run as root") || strings.Contains(text, "b:") {
+	if !strings.Contains(text, "neither the file nor the image names a user") || !strings.Contains(text, "c: c may run as root: the file names no user, and the image's is not known: registry unknown:1 does not answer.") || strings.Contains(text, "b:") {
 		t.Errorf("findings about users:\n%s", text)
+	}
+}
+
+var noRoot = rule("no_root", `
+deny contains {"service": service.name, "message": "the image is root's."} if {
+	some service in input.stack.services
+	input.images[service.containers[0].image].user == ""
+}
+
+deny contains {"service": service.name, "message": sprintf("not known: %s.", [trouble])} if {
+	some service in input.stack.services
+	trouble := input.images[service.containers[0].image].trouble
+}`)
+
+// Images that were never pulled are judged by what their registry says of them. It is asked once; again only where it did not answer, and where its answer was denied.
+func TestImagesAreLookedUp(t *testing.T) {
+	r := newRig(t)
+	far := &registries{images: map[string]string{"user:1": "sha256:u 1000", "root:1": "sha256:r"}}
+	asked := 0
+	count := func() {
+		t.Helper()
+		if asked += strings.Count(far.questions(), "user:1"); asked > 1 {
+			t.Errorf("a registry was asked %d times for one image", asked)
+		}
+	}
+	r.push("rules", revision{id: "p1", policy: fstest.MapFS{"r.rego": noRoot}})
+	r.push("fleet", revision{id: "c1", stacks: "a\n  a user:1\nb\n  b root:1\nc\n  c down:1\nd\n  d user:1"})
+	r.start(setup{sources: []state.Source{{Name: "rules", Policy: true}, {Name: "fleet"}}, far: far})
+	// runs waits until a stack has a task of the image that was judged.
+	runs := func(stack, digest string) {
+		t.Helper()
+		r.until(stack+" runs "+digest, func(v *state.View) bool {
+			for _, task := range v.Tasks.Below(stack + "/") {
+				if task.Value.Images[stack] == digest {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	runs("a", "sha256:u")
+	r.status("b", reconcile.Blocked, "the image is root's.")
+	r.status("c", reconcile.Blocked, "not known: registry of down:1 does not answer.")
+	runs("d", "sha256:u")
+	count()
+
+	far.set("down:1", "sha256:d 1000")
+	r.at(time.Now().Add(2 * time.Minute).Format(time.RFC3339)) // no word of a person
+	runs("c", "sha256:d")
+
+	far.set("root:1", "sha256:r2 1000")
+	r.Trigger("fleet") // as sync does
+	runs("b", "sha256:r2")
+	count()
+
+	r.push("fleet", revision{id: "c2", stacks: "a\n  a user:1\nb\n  b root:1\nc\n  c down:1\nd\n  d other:1"})
+	r.status("d", reconcile.Blocked, "registry of other:1 does not answer.")
+	far.set("other:1", "sha256:o 1000")
+	far.set("user:1", "")
+	r.at(time.Now().Add(time.Hour).Format(time.RFC3339)) // all verdicts are made again
+	runs("d", "sha256:o")
+	if st, _ := reconcile.StatusOf(r.View(), "a"); st.Sync == reconcile.Blocked {
+		t.Errorf("a renewal forgot what was known: %v", st.Reasons)
+	}
+	count()
+}
+
+// A policy that begins to ask about images has registries asked about what runs, too.
+func TestNewPolicyLooksImagesUp(t *testing.T) {
+	r := newRig(t)
+	far := &registries{images: map[string]string{"user:1": "sha256:u 1000", "root:1": "sha256:r"}}
+	r.push("rules", revision{id: "p1", policy: fstest.MapFS{}})
+	r.push("fleet", revision{id: "c1", stacks: "a\n  a user:1\nb\n  b root:1\n"})
+	r.start(setup{sources: []state.Source{{Name: "rules", Policy: true}, {Name: "fleet"}}, far: far})
+	r.status("a", reconcile.Synced, "")
+	r.status("b", reconcile.Synced, "")
+	if got := far.questions(); got != "" {
+		t.Errorf("nobody wants to know, but asked was for %s", got)
+	}
+	r.push("rules", revision{id: "p2", policy: fstest.MapFS{"r.rego": noRoot}})
+	r.status("b", reconcile.Blocked, "the image is root's.")
+	r.status("a", reconcile.Synced, "")
+}
+
+// An image that is never to be pulled is not asked for, and neither is one whose user the file names.
+func TestImagesThatAreNotLookedUp(t *testing.T) {
+	far := &registries{images: map[string]string{}}
+	engine, err := policy.New(t.Context(), policy.Options{Source: policy.Source{Scope: policy.Scope{Sets: map[string]policy.Level{policy.Restricted: policy.Enforce}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{images: shelf{users: map[string]string{"here:1": "1"}, far: far}, cfg: Config{Now: time.Now}}
+	svc := manifest.Service{Name: "web", Containers: []manifest.Container{
+		{Name: "a", Image: "never:1", PullPolicy: "never"}, {Name: "b", Image: "user:1", User: "7"}, {Name: "c", Image: "here:1"}, {Name: "d", Image: "far:1"},
+	}}
+	in := &intake{loaded: &Loaded{Bundle: &manifest.Bundle{Stacks: []manifest.Stack{{Name: "shop", Services: []manifest.Service{svc}}}}}}
+	n.describe(t.Context(), engine, in, nil)
+	if got := far.questions(); got != "far:1" {
+		t.Errorf("asked for %q", got)
 	}
 }

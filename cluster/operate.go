@@ -30,6 +30,9 @@ func (n *Node) Operate(ctx context.Context, op api.Operation) (api.Result, error
 		return api.Result{}, err
 	}
 	if _, ok := n.cfg.Store.Leading(); !ok {
+		if err := n.cfg.Store.Fault(); err != nil {
+			return api.Result{}, err
+		}
 		return api.Result{}, api.NoQuorumf("this node does not lead the cluster now: try again in a moment")
 	}
 	var res api.Result

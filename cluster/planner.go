@@ -75,7 +75,7 @@ func (n *Node) preview(ctx context.Context, in *intake, relation reconcile.Relat
 		return api.Preview{}, err
 	}
 	asked := reconcile.Intake{Source: b.Source, Bundle: b, Reviews: in.reviews, Relation: relation, Unsigned: in.loaded.Unsigned, Now: n.now().Log}
-	if asked.Reviews, err = n.judgePlan(ctx, v, asked); err != nil {
+	if asked.Reviews, err = n.judgePlan(ctx, v, asked, in.said); err != nil {
 		return api.Preview{}, err
 	}
 	plan, err := reconcile.Preview(v, asked, n.now())

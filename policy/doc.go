@@ -78,7 +78,8 @@
 //	  …mounts[_].host            the real path of the host that a bind (or a data directory below dataRoot) shows
 //	  …mounts[_].escapes         true: the source climbs out of its place by ..
 //	  .volumes[_].host           the real path of the host that the options of a volume hide
-//	input.images    image reference (as containers have it) to {user}, for images whose configuration is known
+//	input.images    image reference (as containers have it) to {user}, for images whose configuration is known, or to {trouble}: why the registry
+//	                did not tell it
 //	input.plan      at the plan gate, all that begins to change in the stack, by service:
 //	                {action: start, replace, update (in place) or remove; stack; service, missing when the whole stack is removed;
 //	                cause: revision, prune or person}. Heals, evacuations, automatic rollbacks and what follows from a change that was

@@ -20,7 +20,7 @@ import (
 
 // inputVersion is part of the policy's hash. Raise it when what rules see, or how their findings are read, changes: all verdicts are
 // renewed then.
-const inputVersion = 1
+const inputVersion = 2
 
 // inputDoc is what rules see as `input`. The stack is written as JSON and then gets what [enrich] adds, which manifest itself does not
 // hold.
@@ -33,8 +33,10 @@ type inputDoc struct {
 	Config configFacts          `json:"config"`
 }
 
+// imageFact has one of its fields.
 type imageFact struct {
-	User string `json:"user"`
+	User    *string `json:"user,omitempty"`
+	Trouble string  `json:"trouble,omitempty"`
 }
 
 type configFacts struct {
@@ -58,9 +60,12 @@ var added = map[reflect.Type]map[string]reflect.Type{
 
 // inputValue makes the value that rules judge.
 func inputValue(in Input, items []Item, cfg configFacts) (ast.Value, error) {
-	images := make(map[string]imageFact, len(in.ImageUsers))
+	images := make(map[string]imageFact, len(in.ImageUsers)+len(in.ImageTroubles))
+	for ref, why := range in.ImageTroubles {
+		images[ref] = imageFact{Trouble: why}
+	}
 	for ref, user := range in.ImageUsers {
-		images[ref] = imageFact{User: user}
+		images[ref] = imageFact{User: &user}
 	}
 	doc := inputDoc{Gate: in.Gate, Now: in.Now.UTC().Format(time.RFC3339), Stack: in.Stack, Images: images, Plan: items, Config: cfg}
 	if doc.Plan == nil {

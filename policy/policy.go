@@ -95,6 +95,8 @@ type Input struct {
 	Items []Item
 	// ImageUsers tells the USER of images whose configuration is known, by Container.Image; "" is an image without USER, which is root.
 	ImageUsers map[string]string
+	// ImageTroubles tells, by Container.Image, why the configuration of an image is not known although its registry was asked.
+	ImageTroubles map[string]string
 	// Sets are switched on for this review at level enforce, beside those that the policy source names: `policy check --set restricted`.
 	Sets []string
 }

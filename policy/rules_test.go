@@ -52,6 +52,7 @@ type fixture struct {
 	Volumes    []map[string]any  `yaml:"volumes"`
 	DataRoot   string            `yaml:"dataRoot"`
 	Images     map[string]string `yaml:"images"`
+	Troubles   map[string]string `yaml:"troubles"` // of images
 	Registries []string          `yaml:"registries"`
 	Want       []string          `yaml:"want"` // bad fixtures: each finding as `path: message`
 }
@@ -122,7 +123,7 @@ func TestRules(t *testing.T) {
 }
 
 func checkFixture(t *testing.T, e *Engine, f fixture, r Rule, kind, file string) {
-	v := review(t, e, Input{Stack: f.stack(t), ImageUsers: f.Images, Sets: []string{r.Set}})
+	v := review(t, e, Input{Stack: f.stack(t), ImageUsers: f.Images, ImageTroubles: f.Troubles, Sets: []string{r.Set}})
 	var got []string
 	for _, x := range v.Findings {
 		if x.Rule != r.ID {

@@ -538,18 +538,16 @@ func (d *decision) learn(t rollout.Task, learnt map[string]bool) state.Item {
 	return item
 }
 
-// prune stops the services that the release does not name, once those that it names are through, and forgets them when nothing of them is left.
+// prune stops the services that the release does not name, once those that it names came up, and forgets them when nothing of them is left. Those of a release that was
+// rolled back or stalled may still be needed: by what runs on as it was, or by people, who had nothing else yet.
 func (s *stackRun) prune() {
-	busy := false
+	whole := true
 	for _, name := range sortedKeys(s.services) {
-		busy = busy || s.services[name].Step != state.StepDone && s.services[name].Step != state.StepPaused
+		whole = whole && s.services[name].Step == state.StepDone && s.services[name].Bad == ""
 	}
-	for key := range s.v.Services.Below(s.name + "/") {
+	for key, e := range s.v.Services.Below(s.name + "/") {
 		name := key[len(s.name)+1:]
-		if _, kept := s.release.Services[name]; kept {
-			continue
-		}
-		if busy || s.release.Stack.PruneOff {
+		if _, kept := s.release.Services[name]; kept || s.release.Stack.PruneOff || !whole && !e.Value.Removing {
 			continue
 		}
 		s.removeService(name, state.Reason{ID: ReasonPruned, Message: fmt.Sprintf("%s no longer names it", s.next.Applied.Revision)})

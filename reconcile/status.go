@@ -109,6 +109,9 @@ func StatusOf(v *state.View, name string) (StackStatus, bool) {
 	}
 	st.Suspended = s.Suspended != nil || suspendedInGit(s.Wanted)
 	st.Health = stackHealth(s, st)
+	if !s.Removing {
+		st.Services = append(st.Services, leftServices(v, s, rel)...)
+	}
 	st.Sync, st.Reasons = syncOf(s, src.Value)
 	var own []state.Reason
 	for _, svc := range st.Services {
@@ -128,6 +131,28 @@ func StatusOf(v *state.View, name string) (StackStatus, bool) {
 	st.Reasons = append(st.Reasons, own...)
 	st.Ready = st.Sync == Synced && st.Health == Healthy
 	return st, true
+}
+
+// leftServices tells of the services that run although the release does not name them. The health of the stack is not theirs.
+func leftServices(v *state.View, s state.Stack, rel state.Release) []ServiceStatus {
+	var out []ServiceStatus
+	for key, e := range v.Services.Below(s.Name + "/") {
+		name := key[len(s.Name)+1:]
+		if _, named := rel.Services[name]; named || s.Applied == nil {
+			continue
+		}
+		why := "it is removed once all came up that it does name"
+		switch {
+		case e.Value.Removing:
+			why = "it is being removed"
+		case rel.Stack.PruneOff:
+			why = "prune is off, so it stays"
+		}
+		st := serviceStatus(v, s, name, e.Value.Target)
+		st.Reason = state.Reason{ID: ReasonPruned, Message: fmt.Sprintf("%s does not name it any more: %s", s.Applied.Revision, why)}
+		out = append(out, st)
+	}
+	return out
 }
 
 func suspendedInGit(w state.Wanted) bool {

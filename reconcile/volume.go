@@ -166,16 +166,10 @@ func declaresVolume(v *state.View, vol state.Volume) bool {
 	return owns(&rel.Value.Stack, manifest.Mount{Kind: vol.Kind, Source: vol.Name})
 }
 
-// leaveService is leave for a service that the release no longer names. A revision that did not come up whole removes no data: what it was meant to replace may be
-// wanted again.
+// leaveService is leave for a service that the release no longer names.
 func (s *stackRun) leaveService(name string, why state.Reason) state.Item {
 	src, _ := s.v.Sources.Get(s.entry.Value.Source)
-	goes := withVolumes(s.release, src.Value.PruneVolumes)
-	for _, other := range s.release.Names() {
-		svc := s.services[other]
-		goes = goes && svc.Step == state.StepDone && svc.Bad == ""
-	}
-	return s.leave(name, s.release, goes, why)
+	return s.leave(name, s.release, withVolumes(s.release, src.Value.PruneVolumes), why)
 }
 
 // leaving says which of the slot's volumes is being removed by its node, if one is: its data must be gone before the slot may start anew.

@@ -121,7 +121,11 @@ func TestOperationsAreChecked(t *testing.T) {
 		{Operation{Kind: OpSuspend, ID: "1"}, "suspend needs a stack"},
 		{Operation{Kind: OpApprove, ID: "1", Stack: "shop", Source: "home"}, "approve needs a source or a stack"},
 		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "x"}}, "a name and a URL"},
-		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "-x\ny", URL: "/r.git"}}, "a name of a source of letters"},
+		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "x", URL: "/r.git", Verify: "foo"}}, "no way to verify"},
+		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "x", URL: "/r.git", Verify: "gpg"}}, "needs the signers"},
+		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "x", URL: "/r.git", Interval: 1}}, "too short"},
+		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "x", URL: "/r.git", Branch: "a", Tag: "b"}}, "not both"},
+		{Operation{Kind: OpSourceAdd, ID: "1", SourceSpec: &SourceSpec{Name: "-x\ny", URL: "/r.git"}}, "the name of a source has letters"},
 		{Operation{Kind: OpSecretSet, ID: "1"}, "a secret with a name"},
 		{Operation{Kind: OpSecretSet, ID: "1", Secret: &SecretValue{Name: ".cluster/hash-key"}}, "a secret with a name of letters"},
 		{Operation{Kind: OpRestart, ID: "1", Stack: "shop", Service: "wbe"}, "did you mean shop/web"},
@@ -588,4 +592,37 @@ func FuzzRequests(f *testing.F) {
 			t.Fatalf("%q: %v", body, err)
 		}
 	})
+}
+
+// Where the worker keeps a volume; the lab finds them there.
+func TestVolumePaths(t *testing.T) {
+	t.Parallel()
+	f := newFake()
+	rel := state.Release{Stack: manifest.Stack{Name: "apart", DataRoot: "/srv/apart", Volumes: []manifest.Volume{
+		{Name: "bound", Options: map[string]string{"type": "none", "o": "bind", "device": "/srv/bound"}}, {Name: "plain"},
+	}}}
+	f.apply(t, state.Set("n1", state.Node{Name: "one", DataRoot: "/data"}), state.Set("r1", rel),
+		state.Set("apart", state.Stack{Name: "apart", Applied: &state.Applied{Release: "r1"}}))
+	v := f.View()
+	for _, c := range []struct {
+		vol  state.Volume
+		want string
+	}{
+		{state.Volume{Kind: manifest.MountVolume, Name: "shop_db", Stack: "shop", Own: true}, "/data/volumes/shop_db"},
+		{state.Volume{Kind: manifest.MountVolume, Name: "plain", Stack: "apart", Own: true}, "/data/volumes/plain"},
+		{state.Volume{Kind: manifest.MountVolume, Name: "bound", Stack: "apart"}, "/srv/bound"},
+		{state.Volume{Kind: manifest.MountAnonymous, Name: "shop/web.1/var/lib/a b", Stack: "shop", Own: true}, "/data/anonymous/shop/web.1/var%2Flib%2Fa%20b"},
+		{state.Volume{Kind: manifest.MountData, Name: "shop/state/x", Stack: "shop", Own: true}, "/data/data/shop/state/x"},
+		{state.Volume{Kind: manifest.MountData, Name: "apart/state", Stack: "apart"}, "/srv/apart/state"},
+		{state.Volume{Kind: manifest.MountContent, Name: "shop/seeded", Stack: "shop", Own: true}, "/data/data/shop/seeded"},
+		{state.Volume{Kind: manifest.MountBind, Name: "/srv/files", Stack: "shop"}, "/srv/files"},
+	} {
+		c.vol.Node = "n1"
+		if got := volumePath(v, c.vol); got != c.want {
+			t.Errorf("%s %s: %s, want %s", c.vol.Kind, c.vol.Name, got, c.want)
+		}
+	}
+	if got := volumePath(v, state.Volume{Kind: manifest.MountVolume, Name: "db", Node: "gone"}); got != "" {
+		t.Errorf("on a node that is gone: %s", got)
+	}
 }

@@ -102,7 +102,7 @@ func historyOf(v *state.View, stack string) (StackHistory, error) {
 func volumesOf(v *state.View) []VolumeInfo {
 	out := []VolumeInfo{}
 	for k, e := range v.Volumes.All() {
-		out = append(out, VolumeInfo{Key: k, Volume: e.Value, NodeName: nodeName(v, e.Value.Node), Since: e.At})
+		out = append(out, VolumeInfo{Key: k, Volume: e.Value, Path: volumePath(v, e.Value), NodeName: nodeName(v, e.Value.Node), Since: e.At})
 	}
 	slices.SortStableFunc(out, func(a, b VolumeInfo) int { return strings.Compare(a.Stack+"\x00"+a.Name, b.Stack+"\x00"+b.Name) })
 	return out

@@ -77,10 +77,10 @@ func (op Operation) Check() error {
 	case OpApprove:
 		return need((op.Source == "") != (op.Stack == ""), "a source or a stack")
 	case OpSourceAdd:
-		if err := need(op.SourceSpec != nil && op.SourceSpec.Name != "" && op.SourceSpec.URL != "", "a source with a name and a URL"); err != nil {
+		if err := need(op.SourceSpec != nil, "a source"); err != nil {
 			return err
 		}
-		return need(sourceName.MatchString(op.SourceSpec.Name), "a name of a source of letters, digits, ., - and _, that begins with a letter or digit, of at most 63 characters")
+		return op.SourceSpec.Check()
 	case OpSourceRemove:
 		return need(op.Source != "", "a source")
 	case OpVolumeForget, OpVolumeRemove:
@@ -126,6 +126,28 @@ type SourceSpec struct {
 	// Policy says that it holds the policy (policy.yaml, exemptions.yaml, *.rego), and no stacks.
 	Policy bool `json:"policy,omitempty"`
 }
+
+// Check says what can't be followed whatever is at the URL. What is at the URL is for [Client.TestSource].
+func (s SourceSpec) Check() error {
+	switch {
+	case s.Name == "" || s.URL == "":
+		return Invalidf("a source needs a name and a URL")
+	case !sourceName.MatchString(s.Name):
+		return Invalidf("the name of a source has letters, digits, ., - and _, begins with a letter or digit, and is at most 63 characters long: not %q", clip(s.Name, 100))
+	case s.Branch != "" && s.Tag != "":
+		return Invalidf("source %s: it follows a branch or a tag, not both", s.Name)
+	case s.Interval != 0 && s.Interval < minInterval:
+		return Invalidf("source %s: an interval of %s is too short; write %s or more", s.Name, s.Interval, minInterval)
+	case !slices.Contains([]string{"", "none", "ssh", "gpg"}, s.Verify):
+		return Invalidf("source %s: %q is no way to verify commits; those are none, ssh and gpg", s.Name, clip(s.Verify, 100))
+	case (s.Verify == "ssh" || s.Verify == "gpg") && s.Signers == "":
+		return Invalidf("source %s: to verify commits with %s it needs the signers that are allowed, in a file", s.Name, s.Verify)
+	}
+	return nil
+}
+
+// minInterval keeps a slip of the pen from being a flood for the forge.
+const minInterval = manifest.Duration(time.Second)
 
 // String names the source and none of its credentials.
 func (s SourceSpec) String() string { return "source " + s.Name }
@@ -351,6 +373,7 @@ const (
 type VolumeInfo struct {
 	Key string `json:"key"`
 	state.Volume
+	Path     string    `json:"path,omitempty"`     // where it is on the node
 	NodeName string    `json:"nodeName,omitempty"` // what people call the node
 	Since    time.Time `json:"since"`              // log time
 }

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -35,6 +37,38 @@ func FindVolume(all []VolumeInfo, ref string) (VolumeInfo, error) {
 	e := Invalidf("there are several volumes %q: say which one by its id: %s", clip(ref, 100), strings.Join(keys, ", "))
 	e.Names = keys[:min(len(keys), maxNames)]
 	return VolumeInfo{}, e
+}
+
+// volumePath is where the worker of its node keeps a volume; empty where that can't be told, as on a node that is gone.
+func volumePath(v *state.View, vol state.Volume) string {
+	node, ok := v.Nodes.Get(vol.Node)
+	root := node.Value.DataRoot
+	st, _ := v.Stacks.Get(vol.Stack)
+	var rel state.Release
+	if st.Value.Applied != nil {
+		e, _ := v.Releases.Get(st.Value.Applied.Release)
+		rel = e.Value
+	}
+	switch {
+	case vol.Kind == manifest.MountBind:
+		return vol.Name
+	case !ok || root == "":
+		return ""
+	case vol.Kind == manifest.MountAnonymous:
+		stack, rest, _ := strings.Cut(vol.Name, "/")
+		slot, target, _ := strings.Cut(rest, "/")
+		return filepath.Join(root, "anonymous", stack, slot, url.PathEscape(target))
+	case vol.Kind != manifest.MountVolume:
+		if own := rel.Stack.DataRoot; own != "" && !vol.Own {
+			return filepath.Join(own, strings.TrimPrefix(vol.Name, vol.Stack+"/"))
+		}
+		return filepath.Join(root, "data", vol.Name)
+	}
+	at := slices.IndexFunc(rel.Stack.Volumes, func(m manifest.Volume) bool { return m.Name == vol.Name })
+	if at >= 0 && rel.Stack.Volumes[at].Options["type"] != "" {
+		return rel.Stack.Volumes[at].Options["device"]
+	}
+	return filepath.Join(root, "volumes", vol.Name)
 }
 
 // CheckVolume says why an operation on a volume may not be done now, with the way out; nil when it may.

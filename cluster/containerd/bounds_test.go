@@ -148,7 +148,7 @@ func layerOf(t *testing.T, entries ...tar.Header) []byte {
 	return out.Bytes()
 }
 
-// A manifest or configuration of 100 MiB is refused by its size, on a pull before it is fetched, and read into no memory.
+// A manifest or configuration of 100 MiB is refused by its size, on a pull or a look before it is fetched, and read into no memory.
 func TestHugeManifestIsRefused(t *testing.T) {
 	n := newNode(t)
 	layer := layerOf(t, tar.Header{Name: "file", Typeflag: tar.TypeReg})
@@ -159,6 +159,9 @@ func TestHugeManifestIsRefused(t *testing.T) {
 		}
 		h.padding, h.config = 2*h.padding, 2*h.config // content of its own, not what the import brought
 		ref, d := h.registry(t)
+		if _, err = n.Describe(n.ctx, ref, ""); !errors.Is(err, worker.ErrPermanent) || !strings.Contains(fmt.Sprint(err), "4MiB are the limit") {
+			t.Errorf("describe: %v", err)
+		}
 		_, err = n.Ensure(n.ctx, ref, d, "")
 		if !errors.Is(err, worker.ErrPermanent) || !strings.Contains(fmt.Sprint(err), "4MiB are the limit") {
 			t.Errorf("pull: %v", err)

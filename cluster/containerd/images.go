@@ -148,13 +148,14 @@ func (r *Runtime) pull(ctx context.Context, n reference.Named, d digest.Digest, 
 		if full := diskFull(err, "pull image "+reference.FamiliarString(n)); full != nil {
 			return full
 		}
-		if missing := r.noPlatform(ctx, n, d, platform, match); missing != nil {
-			return missing
+		if desc, derr := r.descriptor(ctx, d); derr == nil {
+			if missing := noPlatform(ctx, r.client.ContentStore(), desc, n, platform, match); missing != nil {
+				return missing
+			}
 		}
 		if errdefs.IsFailedPrecondition(err) {
 			r.abandon(ctx, err)
-			return withKind(worker.ErrUnavailable, "pull image %s: registry %s sends content that does not have its digest",
-				reference.FamiliarString(n), reference.Domain(n))
+			return wrongContent("pull image "+reference.FamiliarString(n), n)
 		}
 		return r.registryError(ctx, err, "pull image "+reference.FamiliarString(n), n)
 	}
@@ -177,13 +178,12 @@ func (r *Runtime) abandon(ctx context.Context, err error) {
 	}
 }
 
-// noPlatform explains a failed pull where its cause is that the image has no such platform; else nil.
-func (r *Runtime) noPlatform(ctx context.Context, n reference.Named, d digest.Digest, platform string, match platforms.MatchComparer) error {
-	desc, err := r.descriptor(ctx, d)
-	if err != nil || !images.IsIndexType(desc.MediaType) {
+// noPlatform explains why an image can't be had where the cause is that it has no such platform; else nil.
+func noPlatform(ctx context.Context, from content.Provider, desc ocispec.Descriptor, n reference.Named, platform string, match platforms.MatchComparer) error {
+	if !images.IsIndexType(desc.MediaType) {
 		return nil
 	}
-	raw, err := content.ReadBlob(ctx, r.client.ContentStore(), desc)
+	raw, err := content.ReadBlob(ctx, from, desc)
 	if err != nil {
 		return nil
 	}
@@ -394,15 +394,16 @@ func (r *Runtime) facts(ctx context.Context, ref, dgst, platform string) (*image
 	if err != nil {
 		return nil, missing(err)
 	}
-	img, chain, err := r.readConfig(ctx, desc, match)
+	store := r.client.ContentStore()
+	img, chain, err := readConfig(ctx, store, desc, match)
 	if err != nil {
-		if no := r.noPlatform(ctx, n, d, platform, match); no != nil {
+		if no := noPlatform(ctx, store, desc, n, platform, match); no != nil {
 			return nil, no
 		}
 		return nil, missing(err)
 	}
-	if !match.Match(img.Platform) {
-		return nil, permanent("image %s is for %s, not for %s", reference.FamiliarString(n), platforms.Format(img.Platform), platformName(platform))
+	if err := img.isFor(n, platform, match); err != nil {
+		return nil, err
 	}
 	if _, err := r.client.SnapshotService(r.o.Snapshotter).Stat(ctx, chain); err != nil {
 		return nil, missing(err)
@@ -464,13 +465,13 @@ type imageFile struct {
 	} `json:"config"`
 }
 
-func (r *Runtime) readConfig(ctx context.Context, desc ocispec.Descriptor, match platforms.MatchComparer) (*imageFile, string, error) {
-	store := r.client.ContentStore()
-	config, err := images.Config(ctx, store, desc, match)
+// readConfig reads the configuration of the image that the descriptor leads to, for the platform, and names the snapshot of its layers.
+func readConfig(ctx context.Context, from content.Provider, desc ocispec.Descriptor, match platforms.MatchComparer) (*imageFile, string, error) {
+	config, err := images.Config(ctx, from, desc, match)
 	if err != nil {
 		return nil, "", err
 	}
-	raw, err := content.ReadBlob(ctx, store, config)
+	raw, err := content.ReadBlob(ctx, from, config)
 	if err != nil {
 		return nil, "", err
 	}
@@ -482,6 +483,14 @@ func (r *Runtime) readConfig(ctx context.Context, desc ocispec.Descriptor, match
 		return nil, "", permanent("the image has no layers")
 	}
 	return &f, identity.ChainID(f.RootFS.DiffIDs).String(), nil
+}
+
+// isFor says that the image is for another platform; nil where it is for this one.
+func (f *imageFile) isFor(n reference.Named, platform string, match platforms.MatchComparer) error {
+	if match.Match(f.Platform) {
+		return nil
+	}
+	return permanent("image %s is for %s, not for %s", reference.FamiliarString(n), platforms.Format(f.Platform), platformName(platform))
 }
 
 func (f *imageFile) facts() worker.ImageConfig {

@@ -333,3 +333,53 @@ func TestFlightsAreShared(t *testing.T) {
 	<-ended
 	<-left
 }
+
+// What an image is can be asked of its registry. Nothing of it comes to the node, and no layer is read.
+func TestDescribeAsksForDocumentsOnly(t *testing.T) {
+	n := newNode(t)
+	reg, host := registry.Start(t, registry.Options{Username: "robot", Password: password})
+	ref, img := n.push(host, image.Spec{Name: "team/far:1", Bare: true, User: "1000:1000", Platforms: []string{"linux/amd64", "linux/arm64"}})
+	if _, err := n.Describe(n.ctx, ref, ""); !errors.Is(err, worker.ErrImageDenied) || !strings.Contains(err.Error(), "docker login "+host) {
+		t.Errorf("without a login: %v", err)
+	}
+	n.creds.files = []string{writeFile(t, fmt.Sprintf(`{"auths":{%q:{"username":"robot","password":%q}}}`, host, password))}
+	for _, ref := range []string{ref, ref + "@" + img.Digest()} {
+		reg.ResetCounts()
+		got, err := n.Describe(n.ctx, ref, "linux/arm64")
+		n.must(err)
+		if got.Digest != img.Digest() || got.Config.User != "1000:1000" {
+			t.Errorf("%s is described as %+v, want the digest %s", ref, got, img.Digest())
+		}
+		if c := reg.Counts(); c.Blobs-c.Unauthorized > 1 {
+			t.Errorf("%d blobs were asked for, want the configuration alone", c.Blobs)
+		}
+	}
+	if _, err := n.Local(n.ctx, ref, ""); !errors.Is(err, worker.ErrNotFound) {
+		t.Errorf("after it was described: %v", err)
+	}
+	if _, err := n.descriptor(n.in(n.ctx), digest.Digest(img.Digest())); err == nil {
+		t.Error("its index is on the node")
+	}
+	if _, err := n.Describe(n.ctx, ref, "linux/s390x"); !errors.Is(err, worker.ErrPermanent) || !strings.Contains(err.Error(), "linux/amd64, linux/arm64") {
+		t.Errorf("a platform that it lacks: %v", err)
+	}
+	reg.Fail(registry.Corrupt)
+	if _, err := n.Describe(n.ctx, ref, ""); !errors.Is(err, worker.ErrUnavailable) || !strings.Contains(err.Error(), "does not have its digest") {
+		t.Errorf("a configuration that is not what its digest says: %v", err)
+	}
+	reg.Fail(registry.Unavailable)
+	if _, err := n.Describe(n.ctx, ref, ""); !errors.Is(err, worker.ErrUnavailable) || !strings.Contains(err.Error(), "look up image "+ref+": registry "+host) {
+		t.Errorf("a registry that is down: %v", err)
+	}
+	if _, err := n.Describe(n.ctx, host+"/team/nothing:1", ""); !errors.Is(err, worker.ErrUnavailable) {
+		t.Errorf("a registry that is down: %v", err)
+	}
+	reg.Fail(registry.Healthy)
+	if _, err := n.Describe(n.ctx, host+"/team/nothing:1", ""); !errors.Is(err, worker.ErrImageMissing) || strings.Contains(err.Error(), password) {
+		t.Errorf("no such image: %v", err)
+	}
+	ref, _ = n.push(host, image.Spec{Name: "team/arm:1", Bare: true, Platforms: []string{"linux/arm64"}})
+	if _, err := n.Describe(n.ctx, ref, "linux/amd64"); !errors.Is(err, worker.ErrPermanent) || !strings.Contains(err.Error(), "is for linux/arm64") {
+		t.Errorf("a single image for another platform: %v", err)
+	}
+}

@@ -195,6 +195,11 @@ func askHelper(name, host string) (string, string, error) {
 	return login.Username, login.Secret, nil
 }
 
+// wrongContent says that a registry can't be believed.
+func wrongContent(tried string, n reference.Named) error {
+	return withKind(worker.ErrUnavailable, "%s: registry %s sends content that does not have its digest", tried, reference.Domain(n))
+}
+
 // registryError says in words, and with a kind, why a registry did not give what was asked for.
 func (r *Runtime) registryError(ctx context.Context, err error, tried string, n reference.Named) error {
 	if ctx.Err() != nil {

@@ -100,10 +100,18 @@ func (s *Store) awaitLead(ctx context.Context) (*reign, error) {
 	}
 }
 
-// explain says why there was no answer in time.
-func (s *Store) explain(ctx context.Context) error {
+// Fault is why the last write to the log failed, as an [ErrStorage]; nil where it did not. While there is one, this server leads only for moments.
+func (s *Store) Fault() error {
 	if fault := s.logs.fault.Load(); fault != nil {
 		return s.storageError(*fault)
+	}
+	return nil
+}
+
+// explain says why there was no answer in time.
+func (s *Store) explain(ctx context.Context) error {
+	if err := s.Fault(); err != nil {
+		return err
 	}
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return err

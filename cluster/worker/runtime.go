@@ -37,6 +37,8 @@ type Images interface {
 	Ensure(ctx context.Context, ref, digest, platform string) (Image, error)
 	// Local looks an image up on this node only. ErrNotFound when it is not here.
 	Local(ctx context.Context, ref, platform string) (Image, error)
+	// Describe asks the registry what an image is, and brings nothing of it to this node. It reads documents only, never layers.
+	Describe(ctx context.Context, ref, platform string) (Image, error)
 	// Import loads an OCI or docker archive and returns the references in it.
 	Import(ctx context.Context, r io.Reader) ([]string, error)
 	// Prune removes the images that were pulled, not imported, and recorded before that time, whose digest is not in keep and that no container was made

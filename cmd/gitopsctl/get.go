@@ -182,7 +182,11 @@ func (c *cli) getVolumes(ctx context.Context, stack string) error {
 		if v.Removing != nil {
 			used.text = "removing"
 		}
-		t.add(v.Key, text(v.Name), text(string(v.Kind)), text(v.Stack), text(cmp.Or(v.NodeName, v.Node)), used, text(v.Path), text(v.Service), text(c.when(v.Since)))
+		kind := v.Kind
+		if kind == manifest.MountContent { // what was seeded is data from then on
+			kind = manifest.MountData
+		}
+		t.add(v.Key, text(v.Name), text(string(kind)), text(v.Stack), text(cmp.Or(v.NodeName, v.Node)), used, text(v.Path), text(v.Service), text(c.when(v.Since)))
 	}
 	return c.print(t, list(vols))
 }

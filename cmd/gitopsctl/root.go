@@ -25,6 +25,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/cmd/internal/usage"
 )
 
 // The exit codes that all commands share. What else a command returns is in its help.
@@ -177,15 +178,8 @@ func (c *cli) root() *cobra.Command {
 What runs is changed in Git.
 
 Exit codes: 0 done, 2 error, 130 or 143 ended by Ctrl-C or SIGTERM; commands that answer a question have more, see their help.`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return unknownCommand(cmd, args[0])
-		},
+		SilenceErrors:     true,
+		SilenceUsage:      true,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return c.prepare() },
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -199,9 +193,6 @@ Exit codes: 0 done, 2 error, 130 or 143 ended by Ctrl-C or SIGTERM; commands tha
 	f.StringVar(&c.socket, "socket", socket, "the daemon's `path`; GITOPSCTL_SOCKET sets it, too")
 	f.DurationVar(&c.timeout, "timeout", 0, "give up after this `time` (default: 30s for facts, 5m for operations and plans, 10m for sync --wait)")
 	f.BoolVar(&c.noColor, "no-color", false, "no colours; NO_COLOR does the same")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
-	})
 	root.AddGroup(&cobra.Group{ID: groupLook, Title: "See:"}, &cobra.Group{ID: groupCheck, Title: "Check before it runs:"},
 		&cobra.Group{ID: groupOperate, Title: "Steer:"}, &cobra.Group{ID: groupTask, Title: "Look into tasks:"})
 	for _, g := range []struct {
@@ -221,23 +212,8 @@ Exit codes: 0 done, 2 error, 130 or 143 ended by Ctrl-C or SIGTERM; commands tha
 		}
 	}
 	foldHelp(root)
-	tellUsage(root)
+	usage.Tell(root)
 	return root
-}
-
-// tellUsage has all commands say, beside what is wrong with their arguments, which ones they take.
-func tellUsage(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return fmt.Errorf("%w; usage: %s", err, cmd.UseLine())
-			}
-			return nil
-		}
-	}
-	for _, sub := range cmd.Commands() {
-		tellUsage(sub)
-	}
 }
 
 // helpWidth is how wide help is, in letters.
@@ -268,30 +244,9 @@ func foldHelp(cmd *cobra.Command) {
 
 // parent makes a command that only holds others.
 func parent(use, short, long string, children ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return unknownCommand(cmd, args[0])
-		}}
+	cmd := &cobra.Command{Use: use, Short: short, Long: long}
 	cmd.AddCommand(children...)
 	return cmd
-}
-
-func unknownCommand(cmd *cobra.Command, name string) error {
-	var known []string
-	for _, sub := range cmd.Commands() {
-		if sub.IsAvailableCommand() {
-			known = append(known, sub.Name())
-			known = append(known, sub.Aliases...)
-		}
-	}
-	hint := ""
-	if near := api.Nearest(name, known); len(near) > 0 {
-		hint = "did you mean " + strings.Join(near, " or ") + "? "
-	}
-	return fmt.Errorf("%s has no command %q; %ssee `%s --help`", cmd.CommandPath(), name, hint, cmd.CommandPath())
 }
 
 var outputs = []string{"", "wide", "json", "yaml", "name", "markdown"}

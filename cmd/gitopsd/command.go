@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gitopsd/gitopsd/cluster"
 	"github.com/gitopsd/gitopsd/cluster/api"
+	"github.com/gitopsd/gitopsd/cmd/internal/usage"
 	"github.com/gitopsd/gitopsd/policy"
 	"github.com/gitopsd/gitopsd/sync/manifest"
 )
@@ -35,8 +37,8 @@ type options struct {
 	plainHTTP  []string
 
 	source   api.SourceSpec
-	interval string
-	tokenEnv string
+	interval time.Duration
+	token    string
 	keyFile  string
 	known    string
 	signers  string
@@ -90,11 +92,11 @@ func command(version string) *cobra.Command {
 	r.StringVar(&o.source.Path, "path", "", "directory of the repository that holds the stacks")
 	r.BoolVar(&o.source.Yes, "yes", false, "the source's first revision needs no approval")
 	r.StringVar(&o.source.Verify, "verify", "none", "signature that a commit needs: none, ssh or gpg")
-	r.StringVar(&o.signers, "signers", "", "file with the allowed signers (ssh) or the key ring (gpg)")
-	r.StringVar(&o.tokenEnv, "token-file", "", "file with the token for https")
+	r.StringVar(&o.signers, "signers-file", "", "file with the allowed signers (ssh) or the key ring (gpg)")
+	r.StringVar(&o.token, "token-file", "", "file with the token for https")
 	r.StringVar(&o.keyFile, "key-file", "", "file with the private key for ssh")
-	r.StringVar(&o.known, "known-hosts", "", "known_hosts file for ssh (default the system's)")
-	r.StringVar(&o.interval, "interval", "30s", "how often the repository is asked for new commits")
+	r.StringVar(&o.known, "known-hosts-file", "", "known_hosts file for ssh (default the system's)")
+	r.DurationVar(&o.interval, "interval", 30*time.Second, "how often the repository is asked for new commits")
 	r.StringVar(&o.policyDir, "policy", "", "directory of the policy source: policy.yaml, exemptions.yaml, *.rego; from Git instead: gitopsctl source add --policy")
 	r.StringVar(&o.policyLevel, "policy-level", "enforce", "enforce, warn or off, where the policy source says nothing")
 	r.StringVar(&o.memory, "default-memory", "", "memory limit of containers that write none, as 512MiB (default none)")
@@ -121,6 +123,8 @@ func command(version string) *cobra.Command {
 				return importImages(cmd.Context(), o, args, cmd.OutOrStdout())
 			},
 		})
+	root.CompletionOptions.DisableDefaultCmd = true
+	usage.Tell(root)
 	return root
 }
 
@@ -209,13 +213,11 @@ func (o *options) initial() ([]cluster.Source, error) {
 	if s.Name == "" {
 		s.Name = sourceName(s.URL)
 	}
-	if err := s.Interval.UnmarshalText([]byte(o.interval)); err != nil {
-		return nil, fmt.Errorf("--interval: %w", err)
-	}
+	s.Interval = manifest.Duration(o.interval)
 	for _, f := range []struct {
 		flag, path string
 		into       *string
-	}{{"--token-file", o.tokenEnv, &s.Token}, {"--key-file", o.keyFile, &s.Key}, {"--known-hosts", o.known, &s.KnownHosts}, {"--signers", o.signers, &s.Signers}} {
+	}{{"--token-file", o.token, &s.Token}, {"--key-file", o.keyFile, &s.Key}, {"--known-hosts-file", o.known, &s.KnownHosts}, {"--signers-file", o.signers, &s.Signers}} {
 		if f.path == "" {
 			continue
 		}
@@ -226,7 +228,11 @@ func (o *options) initial() ([]cluster.Source, error) {
 		*f.into = string(b)
 	}
 	s.Token = strings.TrimSpace(s.Token)
-	return []cluster.Source{cluster.SourceOf(s)}, nil
+	src := cluster.SourceOf(s)
+	if err := errors.Join(s.Check(), spec(src).Check()); err != nil {
+		return nil, err
+	}
+	return []cluster.Source{src}, nil
 }
 
 var notName = regexp.MustCompile(`[^a-z0-9-]+`)
@@ -248,7 +254,7 @@ func (o *options) hardening() (policy.Defaults, error) {
 	var d policy.Defaults
 	if o.memory != "" {
 		if err := d.Memory.UnmarshalText([]byte(o.memory)); err != nil {
-			return d, fmt.Errorf("--default-memory: %w", err)
+			return d, fmt.Errorf("--default-memory %q: write an amount as 512MiB or 2GiB", o.memory)
 		}
 	}
 	if o.cpu != "" {

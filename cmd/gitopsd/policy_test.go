@@ -119,18 +119,7 @@ func TestPolicyFromGit(t *testing.T) {
 	good := rules.Apply(repo.Change{Message: "let the proxy in", Files: repo.Files{"machines/exemptions.yaml": exempt}, Sign: key})
 
 	node, stop := agent(t, filepath.Join(dir, "agent"))
-	operate := func(op api.Operation) {
-		t.Helper()
-		op.ID, op.Actor = fmt.Sprint(time.Now().UnixNano()), "test"
-		var err error
-		until(t, node, "the node leads", func(*state.View) bool {
-			_, err = node.Operate(t.Context(), op)
-			return api.KindOf(err) != api.NoQuorum
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	operate := func(op api.Operation) { operate(t, node, op) }
 	source := func(name string) state.Source {
 		e, _ := node.View().Sources.Get(name)
 		return e.Value
@@ -183,6 +172,35 @@ func TestPolicyFromGit(t *testing.T) {
 	until(t, node, "the new stack is judged by it", func(*state.View) bool {
 		return source("apps").Accepted.Commit == third && strings.Contains(fmt.Sprint(stack("blog").Reasons), "custom/owner")
 	})
+}
+
+// A source that can't be followed is told as failing, and the others are followed.
+func TestSourceThatCantBeFollowed(t *testing.T) {
+	dir := t.TempDir()
+	apps := repo.New(t, filepath.Join(dir, "apps.git"))
+	commit := apps.Commit("a stack", repo.Files{"shop/compose.yaml": "services:\n  web:\n    image: web:1\n"})
+	node, _ := agent(t, filepath.Join(dir, "agent"))
+	operate(t, node, api.Operation{Kind: api.OpSourceAdd, SourceSpec: &api.SourceSpec{Name: "bad", URL: "ext::sh"}})
+	operate(t, node, api.Operation{Kind: api.OpSourceAdd, SourceSpec: &api.SourceSpec{Name: "apps", URL: apps.Dir(), Yes: true}})
+	until(t, node, "the bad one is told, the good one followed", func(v *state.View) bool {
+		bad, _ := v.Sources.Get("bad")
+		good, _ := v.Sources.Get("apps")
+		return bad.Value.Trouble != nil && strings.Contains(bad.Value.Trouble.Message, "Use https://") && good.Value.Accepted.Commit == commit
+	})
+}
+
+// operate does one operation, once the node leads.
+func operate(t *testing.T, node *cluster.Node, op api.Operation) {
+	t.Helper()
+	op.ID, op.Actor = fmt.Sprint(time.Now().UnixNano()), "test"
+	var err error
+	until(t, node, "the node leads", func(*state.View) bool {
+		_, err = node.Operate(t.Context(), op)
+		return api.KindOf(err) != api.NoQuorum
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // until waits for a condition that the log may bring.

@@ -51,7 +51,7 @@ func (o *options) logger() (*slog.Logger, error) {
 }
 
 // run joins the parts and runs them until ctx ends.
-func run(ctx context.Context, o *options, version string) error {
+func run(ctx context.Context, o *options, version string) (err error) {
 	log, err := o.logger()
 	if err != nil {
 		return err
@@ -110,6 +110,12 @@ func run(ctx context.Context, o *options, version string) error {
 		return err
 	}
 	defer rt.Close()
+	starts := true
+	defer func() {
+		if err != nil && starts && o.containerdAddress() != o.containerd {
+			err = fmt.Errorf("%w\nThe containerd of this instance runs on, with all that runs on it. It is used again at the next start; `gitopsd teardown` with the same flags stops it", err)
+		}
+	}()
 	nets, err := network.New(network.Config{Name: o.instance, RunDir: o.runDir, StateDir: filepath.Join(o.dataDir, "network")}, log)
 	if err != nil {
 		return err
@@ -134,6 +140,7 @@ func run(ctx context.Context, o *options, version string) error {
 			return fmt.Errorf("--policy %s: source %s holds the policy of this cluster, and there is one: start without --policy, and remove the source if you want the directory instead", o.policyDir, e.Value.Name)
 		}
 	}
+	starts = false
 	log.Info("gitopsd starts", "version", version, "node", id, "name", o.name, "data", o.dataDir, "block", record.Block)
 
 	cfg := cluster.Config{

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/gitopsd/gitopsd/cluster"
 	"github.com/gitopsd/gitopsd/cluster/api"
 	"github.com/gitopsd/gitopsd/policy"
@@ -37,6 +39,8 @@ type sources struct {
 	trees  map[string]string // by source: the tree that was loaded last
 	tip    func(context.Context, cluster.Tip) error
 	caches map[string]*compose.Cache // by source
+	wrong  map[string]error          // why sources are not followed
+	news   chan struct{}             // holds one when wrong is new
 }
 
 func newSources(dir, clusterName string, log *slog.Logger) (*sources, error) {
@@ -44,7 +48,7 @@ func newSources(dir, clusterName string, log *slog.Logger) (*sources, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sources{store: store, cluster: clusterName, log: log, caches: map[string]*compose.Cache{}, trees: map[string]string{}}
+	s := &sources{store: store, cluster: clusterName, log: log, caches: map[string]*compose.Cache{}, trees: map[string]string{}, news: make(chan struct{}, 1)}
 	s.watcher = git.NewWatcher(git.WatchConfig{Deliver: s.delivered, Logger: log})
 	return s, nil
 }
@@ -65,7 +69,10 @@ func (s *sources) Run(ctx context.Context, tip func(context.Context, cluster.Tip
 	s.mu.Lock()
 	s.tip = tip
 	s.mu.Unlock()
-	return s.watcher.Run(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.watcher.Run(ctx) })
+	g.Go(func() error { return s.tellWrong(ctx) })
+	return g.Wait()
 }
 
 func (s *sources) delivered(ctx context.Context, e git.Event) error {
@@ -77,13 +84,44 @@ func (s *sources) delivered(ctx context.Context, e git.Event) error {
 
 func revision(t git.Tip) manifest.Revision { return manifest.Revision{Ref: t.Ref, Commit: t.Commit} }
 
-// Follow implements cluster.Sources.
+// Follow implements cluster.Sources. One that can't be followed is told as failing, and keeps the others from nothing.
 func (s *sources) Follow(list []cluster.Source) error {
-	specs := make([]git.Spec, len(list))
-	for i, src := range list {
-		specs[i] = spec(src)
+	var specs []git.Spec
+	wrong := map[string]error{}
+	for _, src := range list {
+		sp := spec(src)
+		if err := sp.Check(); err != nil {
+			wrong[src.Name] = err
+			continue
+		}
+		specs = append(specs, sp)
+	}
+	s.mu.Lock()
+	s.wrong = wrong
+	s.mu.Unlock()
+	select {
+	case s.news <- struct{}{}:
+	default:
 	}
 	return s.watcher.Set(specs)
+}
+
+// tellWrong tells of the sources that can't be followed, until ctx ends. What can't be told, as the node does not lead any more, is told again by the next that leads:
+// it is the first to call Follow then.
+func (s *sources) tellWrong(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.news:
+		}
+		s.mu.Lock()
+		wrong, tip := s.wrong, s.tip
+		s.mu.Unlock()
+		for _, name := range slices.Sorted(maps.Keys(wrong)) {
+			_ = tip(ctx, cluster.Tip{Source: name, Err: wrong[name]}) // it logs what it is told
+		}
+	}
 }
 
 // Trigger implements cluster.Sources.

@@ -15,6 +15,11 @@ const (
 	ReasonStackOrder = "stack.order"
 )
 
+// Gated says whether a reason is one that [Gate] gives.
+func Gated(why state.Reason) bool {
+	return why.ID == ReasonDependency || why.ID == ReasonDependedOn || why.ID == ReasonStackOrder
+}
+
 // Gate says why a task may not start yet; empty = it may. It is Compose's depends_on, and dependsOn between stacks, asked each time a task is to start: so
 // what was shut down together comes back in order. A condition is met as soon as one task of the other service meets it, so that
 // a service with one unhealthy replica holds nobody back. report tells how a task does: what the node sees of its own, which after a reboot is not

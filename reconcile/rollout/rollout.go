@@ -124,7 +124,7 @@ func outside(why state.Reason) bool {
 // resumed is the service as it is now that what it depends on came right, or policy allows it, where it was paused for that.
 func resumed(in Input) state.Service {
 	svc := in.Service
-	if svc.Step != state.StepPaused || !outside(svc.Reason) || outside(in.Hold) || gated(in.Slots).ID != "" {
+	if svc.Step != state.StepPaused || !outside(svc.Reason) || outside(in.Hold) || gated(in.Slots, converge.Gated).ID != "" {
 		return svc
 	}
 	svc.Step = state.StepUpdating
@@ -135,11 +135,11 @@ func resumed(in Input) state.Service {
 	return svc
 }
 
-// gated says why the node of a new task does not start it, where only a change elsewhere can help.
-func gated(slots []Slot) state.Reason {
+// gated says why the node of a new task does not start it, where that is a reason of that kind.
+func gated(slots []Slot, kind func(state.Reason) bool) state.Reason {
 	for _, slot := range slots {
 		for _, t := range slot.Tasks {
-			if t.Current && t.Desired == state.DesiredRun && t.Report.Phase == state.PhaseWaiting && t.Report.Reason.ID == converge.ReasonDependedOn {
+			if t.Current && t.Desired == state.DesiredRun && t.Report.Phase == state.PhaseWaiting && kind(t.Report.Reason) {
 				return t.Report.Reason
 			}
 		}
@@ -197,10 +197,16 @@ func (m *machine) judge() {
 			}
 		}
 	}
-	if len(svc.Failed) == 0 || total == 0 || int64(len(svc.Failed))*1e6 <= int64(m.policy.MaxFailures)*int64(total) {
+	held := m.held()
+	if len(svc.Failed) == 0 || total == 0 || !held && int64(len(svc.Failed))*1e6 <= int64(m.policy.MaxFailures)*int64(total) {
 		return
 	}
-	switch action := m.action(); action {
+	action := m.action()
+	if held && action != manifest.ActionRollback {
+		action = manifest.ActionPause
+		svc.Reason.ID = converge.ReasonDependedOn // so that it goes on when that came right
+	}
+	switch action {
 	case manifest.ActionContinue:
 	case manifest.ActionRollback:
 		m.out.Rollback = true
@@ -210,6 +216,17 @@ func (m *machine) judge() {
 			m.out.Ended = true
 		}
 	}
+}
+
+// held says whether a task that counts as failed did not even start, because of what it depends on. The tasks of the slots that are still to come would wait for the same:
+// no policy goes on to those, and takes from people what still serves them.
+func (m *machine) held() bool {
+	return slices.ContainsFunc(m.in.Slots, func(slot Slot) bool {
+		return !slot.Extra && slices.ContainsFunc(slot.Tasks, func(t Task) bool {
+			return t.Current && t.Desired == state.DesiredRun && slices.Contains(m.out.Service.Failed, t.ID) &&
+				t.Report.Phase == state.PhaseWaiting && t.Report.Failures == 0 && converge.Gated(t.Report.Reason)
+		})
+	})
 }
 
 func (m *machine) action() manifest.FailureAction {
@@ -514,7 +531,7 @@ func (m *machine) stuck() state.Reason {
 	if outside(m.in.Hold) && m.unmade > 0 && !begun {
 		return m.in.Hold
 	}
-	return gated(m.in.Slots)
+	return gated(m.in.Slots, outside)
 }
 
 // finish moves the service's step on.

@@ -29,7 +29,7 @@ import (
 //	slots                           what is in each slot now
 //
 // POLICY: replicas parallelism delay monitor order action ratio deadline, and rollback-… for rollback_config.
-// FATE, of the slots named by slots=1,3 or of all: crash=D (after it runs), unhealthy (never gets healthy), no-image, heals=D (after a crash), gated (its node
+// FATE, of the slots named by slots=1,3 or of all: crash=D (after it runs), unhealthy (never gets healthy), no-image, heals=D (after a crash), gated, waits (its node
 // does not start it: what it depends on stalled; until go). address: the service has a fixed address. stops=D: how long tasks take to stop.
 // Pulling, starting and stopping take a second each.
 func TestRollout(t *testing.T) {
@@ -59,6 +59,7 @@ type fate struct {
 	unhealthy bool
 	noImage   bool
 	gated     bool
+	waits     bool // gated, and waiting alone may help
 }
 
 // task is a task and what its node is about to do with it.
@@ -115,7 +116,7 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 	case "go":
 		w.hold = state.Reason{}
 		for _, tk := range w.sorted() {
-			if tk.Report.Reason.ID == converge.ReasonDependedOn {
+			if converge.Gated(tk.Report.Reason) {
 				w.begin(tk)
 			}
 		}
@@ -218,6 +219,8 @@ func (w *world) version(t *testing.T, name string, d *datadriven.TestData) {
 			v.fate.noImage = true
 		case "gated":
 			v.fate.gated = true
+		case "waits":
+			v.fate.gated, v.fate.waits = true, true
 		case "address":
 			v.spec.Networks = []manifest.Attachment{{Network: "s_default", IPv4: "10.9.0.5"}}
 		case "stops":
@@ -426,6 +429,9 @@ func (w *world) make(slot int, ready bool, why state.Reason) *task {
 func (w *world) gate(tk *task) {
 	tk.Report.Phase = state.PhaseWaiting
 	tk.Report.Reason = state.Reason{ID: converge.ReasonDependedOn, Message: "db, which it depends on, stalled"}
+	if w.fateOf(tk).waits {
+		tk.Report.Reason = state.Reason{ID: converge.ReasonStackOrder, Message: "waits for stack base"}
+	}
 }
 
 func (w *world) fateOf(tk *task) fate {

@@ -33,7 +33,8 @@ type WebhookConfig struct {
 const (
 	maxHookBody   = 1 << 20
 	hookReadTime  = 10 * time.Second
-	hookPerSecond = 5.0             // requests whose signature is looked at, on average
+	hookBodies    = 64              // that are read at once: they are the memory that strangers can take
+	hookPerSecond = 5.0             // requests that are accepted, on average
 	hookBurst     = 50.0            // and at once
 	hookClockSkew = 5 * time.Minute // of the time stamp in a signed GitLab request, as Standard Webhooks asks
 )
@@ -45,12 +46,20 @@ const (
 //
 // It answers 202 when the signature holds, whether or not a source matched, because what sources there
 // are is no business of the sender; 401 for a missing or wrong signature, 405 for another method, 413
-// for a body over 1 MiB, 429 when asked too often, 400 when the body can't be read in time.
+// for a body over 1 MiB, 429 when asked too often, 400 when the body can't be read in time. Only what is
+// signed counts for how often: nobody else can use that up.
 type Webhook struct {
 	conf     WebhookConfig
 	readTime time.Duration
+	bodies   chan struct{} // holds one for each body that is being read
 
-	mu     sync.Mutex
+	mu       sync.Mutex
+	accepted bucket
+	warnings bucket // of refused requests
+}
+
+// bucket holds tokens, and fills at a steady rate.
+type bucket struct {
 	tokens float64
 	last   time.Time
 }
@@ -66,7 +75,8 @@ func NewWebhook(c WebhookConfig) (*Webhook, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Webhook{conf: c, readTime: hookReadTime, tokens: hookBurst, last: c.Now()}, nil
+	full := bucket{hookBurst, c.Now()}
+	return &Webhook{conf: c, readTime: hookReadTime, bodies: make(chan struct{}, hookBodies), accepted: full, warnings: full}, nil
 }
 
 // ServeHTTP implements http.Handler.
@@ -82,14 +92,32 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(http.StatusMethodNotAllowed, "use POST")
 		return
 	}
-	if !h.allow() {
+	tooMany := func() {
 		w.Header().Set("Retry-After", "1")
 		answer(http.StatusTooManyRequests, "too many requests")
+	}
+	refuse := func() {
+		if h.take(&h.warnings) {
+			h.conf.Logger.Warn("webhook refused: no valid signature", "remote", r.RemoteAddr)
+		}
+		answer(http.StatusUnauthorized, "the signature is missing or wrong")
+	}
+	if !slices.ContainsFunc(signatures, func(name string) bool { return r.Header.Get(name) != "" }) {
+		w.Header().Set("Connection", "close") // whatever its body is
+		refuse()
 		return
 	}
 	if r.ContentLength > maxHookBody {
 		w.Header().Set("Connection", "close")
 		answer(http.StatusRequestEntityTooLarge, "the body is larger than 1 MiB")
+		return
+	}
+	select {
+	case h.bodies <- struct{}{}:
+		defer func() { <-h.bodies }()
+	default:
+		w.Header().Set("Connection", "close")
+		tooMany()
 		return
 	}
 	// A sender that dribbles holds a connection for ten seconds and no longer. Test recorders and
@@ -107,8 +135,11 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	sender, ok := h.authentic(r.Header, body)
 	if !ok {
-		h.conf.Logger.Warn("webhook refused: no valid signature", "remote", r.RemoteAddr)
-		answer(http.StatusUnauthorized, "the signature is missing or wrong")
+		refuse()
+		return
+	}
+	if !h.take(&h.accepted) {
+		tooMany()
 		return
 	}
 	paths := payloadPaths(r.Header.Get("Content-Type"), body)
@@ -121,22 +152,32 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(http.StatusAccepted, "accepted")
 }
 
-// allow takes one token of a bucket that fills at a steady rate. It comes before the signature: a
-// flood must not cost more than counting it.
-func (h *Webhook) allow() bool {
+// take takes one token of a bucket, if it has one.
+func (h *Webhook) take(b *bucket) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.conf.Now()
-	if passed := now.Sub(h.last); passed > 0 {
-		h.tokens = min(hookBurst, h.tokens+passed.Seconds()*hookPerSecond)
-		h.last = now
+	if passed := now.Sub(b.last); passed > 0 {
+		b.tokens = min(hookBurst, b.tokens+passed.Seconds()*hookPerSecond)
+		b.last = now
 	}
-	if h.tokens < 1 {
+	if b.tokens < 1 {
 		return false
 	}
-	h.tokens--
+	b.tokens--
 	return true
 }
+
+// The headers in which forges sign.
+const (
+	headGitHub      = "X-Hub-Signature-256"
+	headGitea       = "X-Gitea-Signature"
+	headForgejo     = "X-Forgejo-Signature"
+	headGitLabToken = "X-Gitlab-Token"
+	headStandard    = "Webhook-Signature"
+)
+
+var signatures = []string{headGitHub, headGitea, headForgejo, headGitLabToken, headStandard}
 
 // authentic checks the one header that the sender uses. A request with several signatures must have
 // each of them right: a proxy that adds headers must not be a way around.
@@ -149,20 +190,20 @@ func (h *Webhook) authentic(head http.Header, body []byte) (sender string, ok bo
 		check          func(value string) bool
 	}{
 		// docs.github.com: validating webhook deliveries. Gitea and Forgejo send it too.
-		{"X-Hub-Signature-256", "github", func(v string) bool {
+		{headGitHub, "github", func(v string) bool {
 			v, ok := strings.CutPrefix(v, "sha256=")
 			return ok && sameHex(v, sum)
 		}},
 		// The Gitea and Forgejo documentation of webhooks: the plain hex digest.
-		{"X-Gitea-Signature", "gitea", func(v string) bool { return sameHex(v, sum) }},
-		{"X-Forgejo-Signature", "forgejo", func(v string) bool { return sameHex(v, sum) }},
+		{headGitea, "gitea", func(v string) bool { return sameHex(v, sum) }},
+		{headForgejo, "forgejo", func(v string) bool { return sameHex(v, sum) }},
 		// GitLab's secret token is sent as it is. The digests make the comparison independent of its length.
-		{"X-Gitlab-Token", "gitlab", func(v string) bool {
+		{headGitLabToken, "gitlab", func(v string) bool {
 			a, b := sha256.Sum256([]byte(v)), sha256.Sum256([]byte(h.conf.Secret))
 			return subtle.ConstantTimeCompare(a[:], b[:]) == 1
 		}},
 		// GitLab's signing token follows Standard Webhooks: HMAC over id.timestamp.body.
-		{"Webhook-Signature", "gitlab", func(v string) bool { return h.standard(head, v, body) }},
+		{headStandard, "gitlab", func(v string) bool { return h.standard(head, v, body) }},
 	} {
 		values := head.Values(form.header)
 		if len(values) == 0 {

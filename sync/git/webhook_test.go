@@ -7,11 +7,13 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -145,6 +147,14 @@ func TestWebhookBounds(t *testing.T) {
 		t.Errorf("a flood is answered with %v", codes)
 	}
 	h.now = h.now.Add(10 * time.Second)
+	for range 1000 { // strangers use nothing up
+		if code := h.send("POST", "{}"); code != 401 {
+			t.Fatalf("unsigned: %d", code)
+		}
+		if code := h.send("POST", "{}", "X-Gitlab-Token", "another secret"); code != 401 {
+			t.Fatalf("badly signed: %d", code)
+		}
+	}
 	if code := h.send("POST", "{}", "X-Gitlab-Token", hookSecret); code != 202 {
 		t.Errorf("after a pause: %d", code)
 	}
@@ -181,6 +191,47 @@ func TestWebhookEndlessBody(t *testing.T) {
 	if res.StatusCode != 413 {
 		t.Errorf("status %d", res.StatusCode)
 	}
+}
+
+// Bodies that don't come to an end are read a bounded number at a time, and one without a signature is not read at all.
+func TestWebhookManyBodies(t *testing.T) {
+	t.Parallel()
+	h := newHook(t)
+	var wg sync.WaitGroup
+	reading, end := make(chan struct{}), make(chan struct{})
+	for range hookBodies {
+		wg.Go(func() {
+			r := httptest.NewRequest("POST", "/", &stuckBody{reading: reading, end: end})
+			r.Header.Set(headGitea, "00")
+			h.ServeHTTP(httptest.NewRecorder(), r)
+		})
+	}
+	for range hookBodies {
+		<-reading
+	}
+	if code := h.send("POST", "{}", headGitea, "00"); code != 429 {
+		t.Errorf("one body more: %d", code)
+	}
+	if code := h.send("POST", "{}"); code != 401 {
+		t.Errorf("without a signature: %d", code)
+	}
+	close(end)
+	wg.Wait()
+	if code := h.send("POST", "{}", headGitLabToken, hookSecret); code != 202 {
+		t.Errorf("after them: %d", code)
+	}
+}
+
+// stuckBody says that it is read, and ends when it is told.
+type stuckBody struct {
+	reading chan<- struct{}
+	end     <-chan struct{}
+}
+
+func (b *stuckBody) Read([]byte) (int, error) {
+	b.reading <- struct{}{}
+	<-b.end
+	return 0, io.EOF
 }
 
 func FuzzWebhookPayload(f *testing.F) {

@@ -37,3 +37,11 @@ deny contains data.lib.finding(c, "user", message) if {
 	not input.images[c.container.image]
 	message := sprintf("%s may run as root: the file names no user and the image's is not known yet.", [c.container.name])
 }
+
+deny contains object.union(data.lib.finding(c, "user", message), {"way_out": way_out}) if {
+	some c in data.lib.containers
+	not c.container.user
+	trouble := input.images[c.container.image].trouble
+	message := sprintf("%s may run as root: the file names no user, and the image's is not known: %s.", [c.container.name, trouble])
+	way_out := "Write `user:`, or try again: the image is asked for again every minute, and at once by `gitopsctl sync`."
+}
