@@ -360,7 +360,6 @@ type Volume struct {
 	Service string             `json:"service,omitempty"` // of an anonymous one
 	Slot    int                `json:"slot,omitempty"`
 	Node    string             `json:"node"`
-	Path    string             `json:"path,omitempty"`   // on the node
 	Orphan  bool               `json:"orphan,omitempty"` // no release names it any more
 	// Own says that its directory is made for the stack, by its node: only such data are ever removed.
 	Own bool `json:"own,omitempty"`
