@@ -47,9 +47,6 @@ Exit codes: 0 done, 2 error.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := c.only(); err != nil {
-				return err
-			}
 			vol, err := c.findVolume(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -72,9 +69,6 @@ Exit codes: 0 done, 2 error.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := c.only(); err != nil {
-				return err
-			}
 			vol, err := c.findVolume(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -95,7 +89,11 @@ Exit codes: 0 done, 2 error.`,
 	return cmd
 }
 
+// findVolume finds the volume that an operation is about. Operations print no objects.
 func (c *cli) findVolume(ctx context.Context, ref string) (api.VolumeInfo, error) {
+	if err := c.only(); err != nil {
+		return api.VolumeInfo{}, err
+	}
 	ctx, cancel := c.limit(ctx, readLimit)
 	defer cancel()
 	all, err := c.daemon().Volumes(ctx)
