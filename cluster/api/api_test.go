@@ -271,6 +271,21 @@ func TestEventsGoOn(t *testing.T) {
 	}
 }
 
+// A stack can be gone before the wait for it begins: the sync that removed it knew it.
+func TestProgressOfWhatIsGoneAlready(t *testing.T) {
+	f := newFake()
+	f.apply(t, state.Set("home", state.Source{Name: "home"}))
+	c := serve(t, f)
+	quiet := func(Progress) error { return nil }
+	all, err := c.WatchProgress(t.Context(), "home", "shop", f.View().Index, quiet)
+	if err != nil || len(all) != 1 || all[0].Stack != "shop" || all[0].End != EndRemoved {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, err := c.WatchProgress(t.Context(), "", "shop", f.View().Index, quiet); KindOf(err) != NotFound {
+		t.Errorf("a stack of no source: %v", err)
+	}
+}
+
 func TestFeedsEndWithTheServer(t *testing.T) {
 	f := newFake()
 	f.shop(t)

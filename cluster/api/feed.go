@@ -176,10 +176,14 @@ func (s *Server) progress(w http.ResponseWriter, r *http.Request) error {
 	j := journey{source: r.FormValue("source"), stack: r.FormValue("stack")}
 	if j.stack != "" {
 		e, ok := v.Stacks.Get(j.stack)
-		if !ok {
+		switch {
+		case ok:
+			j.source = e.Value.Source
+		case j.source == "" || after == 0:
 			return noStack(v, j.stack)
+		default: // it was there at that index, and may be removed since
+			j.targets = map[string]string{j.stack: ""}
 		}
-		j.source = e.Value.Source
 	}
 	src, ok := v.Sources.Get(j.source)
 	if !ok {
